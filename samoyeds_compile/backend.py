@@ -1,0 +1,133 @@
+"""The ``torch.compile`` entry and the pipeline, from Dynamo's graph to the base compiler."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
+
+from samoyeds_compile.options import Options
+
+if TYPE_CHECKING:
+    from samoyeds_compile.graph.values import ValueGraph
+    from samoyeds_compile.match.region import Family, MoERegion
+    from samoyeds_compile.report.model import BlockReport, GraphReport
+
+    Match = tuple[MoERegion, BlockReport]
+
+logger = logging.getLogger(__name__)
+
+
+def samoyeds(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """Compile one graph; ``torch.compile(model, backend="samoyeds")`` calls this.
+
+    Args:
+        gm: the graph that Dynamo captured.
+        example_inputs: its inputs, parameters included.
+        mode: an Inductor mode.
+        options: keys of `Options`, and any option of Inductor.
+
+    Raises:
+        OptionError: an unknown option or mode.
+    """
+    from samoyeds_compile.base import compile_with_base
+
+    chosen = Options.from_call(mode, options)
+    report = optimize(gm, chosen)
+    if chosen.report is not None:
+        chosen.report(report)
+    return compile_with_base(gm, example_inputs, chosen)
+
+
+def optimize(gm: fx.GraphModule, options: Options, families: Sequence[Family] | None = None) -> GraphReport:
+    """The pipeline: rewrite the MoE blocks of a graph in place and report on it.
+
+    Whatever fails in here, the graph stays valid: at worst it is as it came.
+
+    Args:
+        gm: a Dynamo graph, nested graphs (checkpoint bodies, nested compile regions) included.
+        options: what to do and what to leave.
+        families: the surface patterns to look for; all of them by default.
+    """
+    from samoyeds_compile.graph.values import read_graphs
+    from samoyeds_compile.match.driver import FAMILIES
+    from samoyeds_compile.steps import Steps
+
+    chosen = [f for f in (FAMILIES if families is None else families) if f.name not in options.disable]
+    steps = Steps(gm, options.dump)
+    with steps.protecting():
+        graphs = steps.run("normalize", read_graphs, gm)
+        matches = steps.run("match", find_blocks, graphs, chosen, steps.report)
+        sound = steps.run("validate", keep_sound, matches, options)
+        steps.run("rewrite", rewrite_blocks, sound, edits=True)
+        steps.run("lower", lower_blocks, gm, edits=True)
+    _log(steps.report)
+    return steps.report
+
+
+def find_blocks(graphs: Sequence[ValueGraph], families: Sequence[Family], report: GraphReport) -> list[Match]:
+    """Match all families; every block and every near-miss gets its entry in the report."""
+    from samoyeds_compile.match.driver import match_regions
+    from samoyeds_compile.report.blocks import report_miss, report_region
+
+    regions, misses = match_regions(graphs, families)
+    matches = [(region, report_region(region)) for region in regions]
+    report.blocks += [*(block for _, block in matches), *map(report_miss, misses)]
+    return matches
+
+
+def keep_sound(matches: Sequence[Match], options: Options) -> list[Match]:
+    """The matches to rewrite: all, or those whose rewrite was seen to compute the same."""
+    from samoyeds_compile.validate import Validator
+
+    if not options.rewrite:
+        for _, block in matches:
+            block.reason = "rewriting is switched off (rewrite=False)"
+        return []
+    if not options.validate:
+        return list(matches)
+    validator = Validator()
+    return [match for match in matches if _passes(validator, *match)]
+
+
+def _passes(validator: Any, region: MoERegion, block: BlockReport) -> bool:
+    verdict = validator.check(region)
+    block.deviation = verdict.deviation
+    if verdict.problem is not None:
+        block.reason = f"validation refused the rewrite: {verdict.problem}"
+        logger.warning("%s (%s): %s; the original is kept", block.module or "block", block.source, block.reason)
+    return verdict.problem is None
+
+
+def rewrite_blocks(matches: Sequence[Match]) -> None:
+    """Write every match as canonical op (or, where a part has no name, as stage ops)."""
+    from samoyeds_compile.rewrite import rewrite_region
+
+    for region, block in matches:
+        block.became = (str(rewrite_region(region).target),)
+        block.rewritten = True
+
+
+def lower_blocks(gm: fx.GraphModule) -> None:
+    """Lower every canonical op to its stages."""
+    from samoyeds_compile.graph.values import graph_modules
+    from samoyeds_compile.lower.stages import lower_experts
+
+    for module in graph_modules(gm):
+        lower_experts(module)
+
+
+def _log(report: GraphReport) -> None:
+    done = sum(b.rewritten for b in report.blocks)
+    logger.info("graph %s: %d of %d MoE blocks rewritten", report.name, done, len(report.blocks))
+    for block in report.blocks:
+        if not block.rewritten:
+            logger.info("not rewritten: %s: %s (%s)", block.module, block.reason, block.reason_source or block.source)

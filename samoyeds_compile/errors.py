@@ -1,0 +1,19 @@
+"""What can go wrong, one class per cause; each message names the culprit, the reason and the remedy."""
+
+from __future__ import annotations
+
+
+class SamoyedsError(Exception):
+    """Base of every error that Samoyeds raises on purpose."""
+
+
+class OptionError(SamoyedsError, ValueError):
+    """An option, mode or environment variable that does not exist or has a value of the wrong kind."""
+
+
+class OperandError(SamoyedsError, ValueError):
+    """An operand of a `samoyeds::` op whose shape, dtype or device does not fit the others."""
+
+
+class GraphInvariantError(SamoyedsError, RuntimeError):
+    """A pipeline step left a graph that is not well formed; the original graph is compiled instead."""

@@ -1,0 +1,1 @@
+"""Reading and editing FX graphs: canonical op names, a functional view of values, splicing."""

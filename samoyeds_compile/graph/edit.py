@@ -1,0 +1,90 @@
+"""Editing FX graphs in place: inserting calls with their metadata, erasing what a rewrite made superfluous, undoing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
+
+from samoyeds_compile.graph.values import Value
+
+
+def fill_examples(nodes: Iterable[fx.Node]) -> None:
+    """Record the fake result of each new call in ``meta["example_value"]``, as Dynamo does for its own nodes."""
+    for node in nodes:
+        arguments = fx.map_arg((node.args, node.kwargs), lambda n: n.meta.get("example_value"))
+        fakes = [t for t in torch.utils._pytree.tree_leaves(arguments) if isinstance(t, FakeTensor)]
+        if not fakes or "example_value" in node.meta:
+            continue
+        with fakes[0].fake_mode, torch.no_grad():
+            node.meta["example_value"] = _run(node, *arguments)
+
+
+def _run(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
+
+def nodes_between(first: fx.Node, last: fx.Node) -> list[fx.Node]:
+    """The nodes after ``first`` and before ``last``."""
+    nodes, node = [], first.next
+    while node is not last:
+        nodes.append(node)
+        node = node.next
+    return nodes
+
+
+def copy_origin(source: fx.Node, target: fx.Node) -> None:
+    """Let a new node say which line and module of the user's model it stands for."""
+    for key in ("stack_trace", "nn_module_stack", "source_fn_stack"):
+        if key in source.meta:
+            target.meta[key] = source.meta[key]
+
+
+def erase_members(members: Iterable[Value], output: Value) -> int:
+    """Erase the members of a rewritten region that nothing outside it reads; returns how many went.
+
+    A value that escapes keeps what it is computed from, writes included: a write goes only if every reader of what it
+    wrote goes.
+    """
+    inside = set(members)
+    kept: set[Value] = set()
+    stack = [v for v in inside if v is not output and any(u not in inside for u in v.users)]
+    while stack:
+        value = stack.pop()
+        if value not in kept and value in inside:
+            kept.add(value)
+            stack.extend(value.operands)
+    erased = sorted(inside - kept, key=lambda v: v.position, reverse=True)
+    for value in erased:
+        value.node.graph.erase_node(value.node)
+    return len(erased)
+
+
+class Snapshot:
+    """A copy of a module's graphs, so that a failed pipeline leaves the user's graph as it came."""
+
+    def __init__(self, modules: Iterable[fx.GraphModule]) -> None:
+        self._saved = [(m, _copy(m.graph)) for m in modules]
+
+    def restore(self) -> None:
+        """Put the copies back."""
+        for module, graph in self._saved:
+            module.graph = graph
+            module.recompile()
+
+
+def _copy(graph: fx.Graph) -> fx.Graph:
+    copy = fx.Graph(tracer_cls=graph._tracer_cls)
+    copied: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        new = copied[node] = copy.node_copy(node, copied.__getitem__)
+        new.name = node.name
+        if hasattr(node, "_dynamo_source"):  # AOTAutograd tells parameters apart by it
+            new._dynamo_source = node._dynamo_source
+    return copy

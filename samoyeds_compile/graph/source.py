@@ -1,0 +1,49 @@
+"""Where in the user's model a node comes from: module path, source line, parameter name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from torch import fx
+
+from samoyeds_compile.graph.values import Value
+
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)\n\s*(?P<code>.*)')
+
+
+def source_line(node: fx.Node) -> str:
+    """``file:line: code`` of the innermost line of the user's model, or an empty string."""
+    frames = list(_FRAME.finditer(node.stack_trace or ""))
+    if not frames:
+        return ""
+    last = frames[-1]
+    return f"{last['file']}:{last['line']}: {last['code'].strip()}"
+
+
+def module_path(nodes: Iterable[fx.Node]) -> str:
+    """Dotted path of the innermost module that all of ``nodes`` that have one belong to; empty for plain functions."""
+    stacks = [[path for path, _ in node.meta["nn_module_stack"].values()] for node in nodes
+              if node.meta.get("nn_module_stack")]  # fmt: skip
+    common = []
+    for paths in zip(*stacks, strict=False):
+        if len(set(paths)) > 1:
+            break
+        common.append(paths[0])
+    return dotted_path(common[-1]) if common else ""
+
+
+def dotted_path(source: str) -> str:
+    """``L['self'].model.layers[0].mlp`` or ``L['self']._modules['model']`` -> ``model.layers.0.mlp``."""
+    path = re.sub(r"^L\['[^']*'\]", "", source)
+    path = re.sub(r"\.?_modules\['([^']+)'\]", r".\1", path)
+    path = re.sub(r"\.?_parameters\['([^']+)'\]|\.?_buffers\['([^']+)'\]", lambda m: f".{m[1] or m[2]}", path)
+    path = re.sub(r"\[['\"]?([^'\"\]]+)['\"]?\]", r".\1", path)
+    return re.sub(r"\.+", ".", path).strip(".")
+
+
+def parameter_name(value: Value) -> str:
+    """Name of the parameter that a value is, as the model calls it; empty for a computed tensor."""
+    source = getattr(value.node, "_dynamo_source", None)
+    name = getattr(source, "name", "")
+    return dotted_path(name() if callable(name) else str(name)) if source is not None else ""

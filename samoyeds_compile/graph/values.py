@@ -1,0 +1,201 @@
+"""A functional view of an FX graph: what each node *means*, with mutation resolved.
+
+A Dynamo graph is no pure data flow: after ``out.add_(bias)`` later nodes go on reading ``out`` and mean the sum. Here
+every write makes a new `Value` and every later read of the written tensor reads that one. A tensor that shares storage
+with a written one reads as an opaque ``aliased_write``, so a pattern that would have to reason about it declines
+instead of guessing. The view only reads; the graph is untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from samoyeds_compile.graph.ops import VIEWS, canonicalize
+
+OUTPUT = "output"
+INPUT = "placeholder"
+
+
+@dataclass(eq=False)
+class Value:
+    """What one node computes at one point of the graph.
+
+    Attributes:
+        op: canonical op name; ``placeholder``, ``output``, ``aliased_write`` and FX's own op kinds for the rest.
+        node: the FX node that computes it.
+        args: arguments by name, nodes replaced by the values they stand for at that point.
+        position: index in the graph's order.
+        reads: what each FX node among the arguments stood for at that point.
+        users: the values that read this one.
+        writes_input: the write lands in storage that the graph does not own, so it is a side effect.
+        superseded: position of the write after which the node means another value, if there is one.
+    """
+
+    op: str
+    node: fx.Node
+    args: dict[str, Any]
+    position: int
+    reads: dict[fx.Node, Value] = field(default_factory=dict)
+    users: list[Value] = field(default_factory=list)
+    writes_input: bool = False
+    superseded: int | None = None
+
+    def __repr__(self) -> str:
+        return f"%{self.node.name}:{self.op}"
+
+    def arg(self, name: str, default: Any = None) -> Any:
+        """The argument called ``name``, or ``default`` where the call leaves it out."""
+        return self.args.get(name, default)
+
+    @property
+    def input(self) -> Any:
+        """The first argument."""
+        return self.args.get("input")
+
+    @property
+    def example(self) -> Any:
+        """The fake tensor (or number, or tuple) that Dynamo recorded for the node."""
+        return self.node.meta.get("example_value")
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """Shape of a tensor value, ints or SymInts; empty for what is no tensor."""
+        return tuple(self.example.shape) if isinstance(self.example, torch.Tensor) else ()
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Dtype of a tensor value."""
+        return self.example.dtype if isinstance(self.example, torch.Tensor) else None
+
+    @property
+    def is_tensor(self) -> bool:
+        """Whether the value is a tensor or a tuple of tensors, and no size."""
+        first = self.example[0] if isinstance(self.example, (tuple, list)) and self.example else self.example
+        return isinstance(first, torch.Tensor)
+
+    @property
+    def operands(self) -> list[Value]:
+        """Every value among the arguments, in order."""
+        return list(_values_in(list(self.args.values())))
+
+
+@dataclass
+class ValueGraph:
+    """The values of one GraphModule, in order; `of` gives the value a node computes."""
+
+    module: fx.GraphModule
+    values: list[Value]
+    of: dict[fx.Node, Value]
+
+    def with_op(self, *names: str) -> list[Value]:
+        """All values computed by one of the named ops."""
+        return [v for v in self.values if v.op in names]
+
+
+def read_values(module: fx.GraphModule) -> ValueGraph:
+    """Build the functional view of one GraphModule."""
+    return _Reader(module).read()
+
+
+def graph_modules(module: fx.GraphModule) -> list[fx.GraphModule]:
+    """The module and every nested one (checkpoint bodies, nested compile regions), each once."""
+    return [m for m in module.modules() if isinstance(m, fx.GraphModule)]
+
+
+def read_graphs(module: fx.GraphModule) -> list[ValueGraph]:
+    """The views of the module and of every nested one."""
+    return [read_values(m) for m in graph_modules(module)]
+
+
+class _Reader:
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.module = module
+        self.now: dict[fx.Node, Value] = {}  # what each node means at the point reached
+        self.root: dict[fx.Node, fx.Node] = {}  # the node whose storage a node may share
+        self.sharing: dict[fx.Node, list[fx.Node]] = {}
+        self.values: list[Value] = []
+
+    def read(self) -> ValueGraph:
+        of = {}
+        for node in self.module.graph.nodes:
+            of[node] = self._read_node(node)
+        for value in reversed(self.values):
+            value.users.reverse()  # they were found from the last one back
+            if value.op == "aliased_write" and not value.users:
+                continue  # nobody reads the alias after the write, so it reads nothing either
+            for operand in value.operands:
+                operand.users.append(value)
+        return ValueGraph(self.module, self.values, of)
+
+    def _read_node(self, node: fx.Node) -> Value:
+        call = canonicalize(node)
+        name, args, writes = (call.name, dict(call.args), call.writes) if call else (node.op, _raw_args(node), None)
+        value = self._add(Value(name, node, self._resolve(args), len(self.values)))
+        value.reads = {n: self.now[n] for n in node.all_input_nodes}
+        self._share(node, value, writes)
+        self.now[node] = value
+        if writes is not None:
+            self._write(writes, value)
+        return value
+
+    def _add(self, value: Value) -> Value:
+        self.values.append(value)
+        return value
+
+    def _share(self, node: fx.Node, value: Value, writes: fx.Node | None) -> None:
+        base = value.args.get("input")
+        shares = writes is not None or value.op in VIEWS
+        if value.op == "item" and isinstance(base, Value):
+            shares = base.op in VIEWS  # the pieces of a chunk share storage, the results of a sort do not
+        source = writes or (base.node if isinstance(base, Value) else None)
+        root = self.root[source] if shares and source is not None else node
+        self.root[node] = root
+        self.sharing.setdefault(root, []).append(node)
+
+    def _write(self, target: fx.Node, value: Value) -> None:
+        """From here on ``target`` means ``value``; other nodes that may share its storage mean something unknown."""
+        root = self.root[target]
+        value.writes_input = root.op in ("placeholder", "get_attr")
+        for node in self.sharing[root]:
+            if node in (value.node,):
+                continue
+            self.now[node].superseded = value.position
+            self.now[node] = value if node is target else self._aliased(node, value)
+
+    def _aliased(self, node: fx.Node, write: Value) -> Value:
+        base = self.now[node]
+        alias = Value("aliased_write", node, {"input": base, "write": write}, write.position)
+        alias.writes_input = write.writes_input
+        return self._add(alias)
+
+    def _resolve(self, argument: Any) -> Any:
+        if isinstance(argument, fx.Node):
+            return self.now[argument]
+        if isinstance(argument, dict):
+            return {k: self._resolve(v) for k, v in argument.items()}
+        if isinstance(argument, (tuple, list)):
+            return tuple(self._resolve(a) for a in argument)
+        if isinstance(argument, slice):
+            return slice(*(self._resolve(a) for a in (argument.start, argument.stop, argument.step)))
+        return argument
+
+
+def _raw_args(node: fx.Node) -> dict[str, Any]:
+    return {str(i): a for i, a in enumerate(node.args)} | dict(node.kwargs)
+
+
+def _values_in(argument: Any) -> Iterator[Value]:
+    if isinstance(argument, Value):
+        yield argument
+    elif isinstance(argument, (tuple, list)):
+        for item in argument:
+            yield from _values_in(item)
+    elif isinstance(argument, dict):
+        yield from _values_in(list(argument.values()))
+    elif isinstance(argument, slice):
+        yield from _values_in([argument.start, argument.stop, argument.step])

@@ -1,0 +1,1 @@
+"""Canonical op -> stage ops -> kernels."""

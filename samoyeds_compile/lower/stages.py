@@ -1,0 +1,44 @@
+"""``samoyeds::moe_experts`` -> ``route``, ``expert_up``, ``expert_down``, so that the edges between the stages are visible."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from samoyeds_compile.graph.edit import copy_origin, fill_examples, nodes_between
+from samoyeds_compile.rewrite import emit_plan
+
+
+def lower_experts(module: fx.GraphModule) -> int:
+    """Lower every canonical op of one GraphModule in place; returns how many there were."""
+    canonical = torch.ops.samoyeds.moe_experts.default
+    found = module.graph.find_nodes(op="call_function", target=canonical)
+    for node in found:
+        _lower(module.graph, node)
+    return len(found)
+
+
+def _lower(graph: fx.Graph, node: fx.Node) -> None:
+    (x, expert_ids, expert_weights, gate, up, down, gate_bias, up_bias, down_bias, activation, gate_up_layout,
+     weight_layout, compute_dtype, out_dtype) = node.args  # fmt: skip
+    ops, last = torch.ops.samoyeds, node.prev
+    assert isinstance(expert_ids, fx.Node)
+    with graph.inserting_before(node):
+        plan = emit_plan(graph, expert_ids, _num_experts(up))
+        h = graph.call_function(ops.expert_up.default, (
+            x, *plan, gate, up, gate_bias, up_bias, activation, gate_up_layout, weight_layout, compute_dtype))  # fmt: skip
+        out = graph.call_function(ops.expert_down.default, (
+            h, *plan, down, down_bias, expert_weights, weight_layout, compute_dtype, out_dtype))  # fmt: skip
+    added = nodes_between(last, node)
+    for new in added:
+        copy_origin(node, new)
+    if "example_value" in node.meta:
+        out.meta["example_value"] = node.meta["example_value"]
+    fill_examples(added)
+    node.replace_all_uses_with(out)
+    graph.erase_node(node)
+
+
+def _num_experts(weight: object) -> int:
+    assert isinstance(weight, fx.Node)
+    return int(weight.meta["example_value"].shape[0])

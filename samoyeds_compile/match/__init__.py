@@ -1,0 +1,1 @@
+"""Surface patterns -> `MoERegion`; one family per file."""

@@ -1,0 +1,51 @@
+"""Run every family over every (sub)graph: regions, and near-misses with the first failed condition."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from samoyeds_compile.graph.values import Value, ValueGraph
+from samoyeds_compile.match.gathered import Gathered
+from samoyeds_compile.match.grouped import Grouped
+from samoyeds_compile.match.region import Decline, Family, MoERegion, NearMiss
+
+logger = logging.getLogger(__name__)
+
+FAMILIES: tuple[Family, ...] = (Grouped(), Gathered())
+
+
+def match_regions(
+    graphs: Sequence[ValueGraph], families: Sequence[Family] = FAMILIES
+) -> tuple[list[MoERegion], list[NearMiss]]:
+    """All regions of all graphs, in order, and everything that was nearly one.
+
+    Regions never overlap: of two that claim the same value the first stands.
+    """
+    regions: list[MoERegion] = []
+    misses: list[NearMiss] = []
+    for graph in graphs:
+        taken: set[Value] = set()
+        for family in families:
+            _match_family(family, graph, taken, regions, misses)
+    return regions, misses
+
+
+def _match_family(
+    family: Family, graph: ValueGraph, taken: set[Value], regions: list[MoERegion], misses: list[NearMiss]
+) -> None:
+    for candidate in family.candidates(graph):
+        try:
+            region = candidate.match()
+        except Decline as decline:
+            logger.debug("%s declines at %s: %s", family, decline.at, decline.reason)
+            misses.append(NearMiss(family.name, graph, candidate.anchor, decline.reason, decline.at))
+            continue
+        except Exception as error:  # a defect of the rule must not break the user's model
+            logger.warning("rule %s failed at %s; the block is left as it is", family, candidate.anchor, exc_info=True)
+            reason = f"internal error of the rule: {type(error).__name__}: {error}"
+            misses.append(NearMiss(family.name, graph, candidate.anchor, reason, candidate.anchor))
+            continue
+        if taken.isdisjoint(region.members):
+            taken.update(region.members)
+            regions.append(region)

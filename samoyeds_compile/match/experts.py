@@ -1,0 +1,167 @@
+"""Checks that every family shares: weights, routing operands, projections, the top-k reduction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from samoyeds_compile.graph.values import Value
+from samoyeds_compile.match.activation import carry, read_activation
+from samoyeds_compile.match.region import Carried, Linear, Literal, MoERegion, is_int_tensor, require
+
+
+def strip_cast(value: Value) -> Value:
+    """The value before a ``.to(dtype)``; of several in a row only one may change the dtype, for two round twice."""
+    changed = False
+    while value.op == "to" and not (changed and value.dtype != value.input.dtype):
+        changed = changed or value.dtype != value.input.dtype
+        value = value.input
+    return value
+
+
+def is_column(value: Any) -> bool:
+    """``flat.unsqueeze(-1)`` of a vector: one number for each row."""
+    is_unsqueeze = isinstance(value, Value) and value.op == "unsqueeze" and value.arg("dim") in (-1, 1)
+    return is_unsqueeze and len(value.input.shape) == 1
+
+
+def scaled_rows(product: Value) -> tuple[Value, Value]:
+    """(rows, column) of a product of rows [S, H] with a column [S, 1]."""
+    rows, column = product.input, product.arg("other")
+    if is_column(rows):
+        rows, column = column, rows
+    require(isinstance(rows, Value) and len(rows.shape) == 2, "the routing weights scale no rows", product)
+    return rows, column
+
+
+def strip_transpose(weight: Value) -> tuple[Value, bool]:
+    """A stack of matrices before ``.transpose(-2, -1)``, and whether it was transposed."""
+    if weight.op == "transpose" and {weight.arg("dim0"), weight.arg("dim1")} in ({-2, -1}, {1, 2}):
+        return weight.input, True
+    return weight, False
+
+
+def require_weight(weight: Value) -> None:
+    """A weight is a floating point stack [E, rows, cols] of static shape."""
+    require(isinstance(weight, Value) and len(weight.shape) == 3, "the expert weight is no stack [E, rows, cols]", weight)
+    require(weight.dtype is not None and weight.dtype.is_floating_point, "the expert weight is not floating", weight)
+    require(all(isinstance(s, int) for s in weight.shape), "the expert weight has a symbolic size", weight)
+
+
+def flat_routing(value: Value, what: str) -> Value:
+    """The [T, K] tensor behind ``reshape(-1)``."""
+    flattened = value.op in ("reshape", "view") and tuple(value.arg("shape")) == (-1,)
+    flattened = flattened or (value.op == "flatten" and set(value.args) == {"input"})
+    require(flattened, f"the {what} are not a [T, K] tensor made flat", value)
+    require(len(value.input.shape) == 2, f"the {what} are not two-dimensional", value.input)
+    return value.input
+
+
+def require_routing(expert_ids: Value, expert_weights: Value, top_k: Any) -> None:
+    """Ids and weights are [T, K] with the K that the rest of the block uses."""
+    require(is_int_tensor(expert_ids), "the expert ids are no integer tensor", expert_ids)
+    require(isinstance(top_k, int), "the number of experts a token goes to is not static", expert_ids)
+    require(expert_ids.shape[1] == top_k, "the block uses another k than the expert ids have", expert_ids)
+    require(expert_weights.shape[1] == top_k, "the routing weights have another k than the ids", expert_weights)
+    floating = expert_weights.dtype is not None and expert_weights.dtype.is_floating_point
+    require(floating, "the routing weights are not floating", expert_weights)
+
+
+def only_user(value: Value, op: str) -> Value | None:
+    """The single user of ``value`` if it is computed by ``op``."""
+    return value.users[0] if len(value.users) == 1 and value.users[0].op == op else None
+
+
+def added_bias(projection: Value, ids: tuple[Value, ...], num_experts: int) -> tuple[Value, Value | None]:
+    """``projection + bias[ids]``: the sum and the bias [E, out], or the projection itself and None."""
+    total = only_user(projection, "add")
+    if total is None or total.arg("alpha", 1) != 1:
+        return projection, None
+    other = total.arg("other") if total.input is projection else total.input
+    if not (isinstance(other, Value) and other.op == "index" and other.arg("indices")[0] in ids):
+        return projection, None
+    bias = other.input
+    fits = len(other.arg("indices")) == 1 and len(bias.shape) == 2 and bias.shape[0] == num_experts
+    require(fits, "the rows added to the projection are no bias [E, out]", other)
+    require(total.dtype == projection.dtype, "adding the bias changes the dtype", total)
+    return total, bias
+
+
+def masked(value: Value, mask: Value | None) -> Value:
+    """``value.masked_fill(mask, 0)`` if that is what happens to it next, else ``value``."""
+    filled = only_user(value, "masked_fill")
+    if mask is None or filled is None or filled.arg("mask") is not mask:
+        return value
+    require(filled.arg("value") == 0, "sentinel rows are filled with something other than zero", filled)
+    return filled
+
+
+def find_activation(up: Linear, down_rows: Value, down: Value, transposed: bool) -> dict[str, Any]:
+    """The activation between ``up`` and the rows that enter ``down``, as `MoERegion` fields."""
+    width = down.shape[1 if transposed else 2]
+    packed = up.weight.shape[2 if transposed else 1]
+    require(packed in (width, 2 * width), "the first projection is neither I nor 2I wide", up.weight)
+    text, layout, carried, literals = read_activation(up.result, strip_cast(down_rows), packed, width)
+    fields = {"activation": text, "gate_up_layout": layout, "carried_activation": carried}
+    return {"fields": fields, "literals": literals}
+
+
+def find_post(projection: Value, weighted_rows: Value, hidden: int) -> Carried | None:
+    """What stands between the second projection and the routing weights."""
+    return None if weighted_rows is projection else carry(projection, weighted_rows, hidden)
+
+
+def reduce_top_k(weighted: Value, region_x: Value, top_k: int, hidden: int) -> tuple[Value, list[Literal]]:
+    """``weighted.view(T, K, H).sum(1)[.to(dtype)]``: the block's output."""
+    require(len(weighted.users) == 1, "the weighted rows have another reader", weighted)
+    view = weighted.users[0]
+    require(view.op in ("view", "reshape") and len(view.shape) == 3, "the weighted rows are not viewed as [T, K, H]", view)
+    tokens, k, width = view.shape
+    require(k == top_k and width == hidden, "the weighted rows are not viewed as [T, K, H]", view)
+    require(same_size(tokens, region_x.shape[0]), "the view has another number of tokens than the input", view)
+    literals = [Literal(view, ("shape", 0), "T"), Literal(view, ("shape", 2), "H")]
+    total = only_user(view, "sum")
+    require(total is not None, "the k contributions of a token are not summed", view)
+    assert total is not None
+    require(total.arg("dim") in (1, (1,), -2, (-2,)), "the sum is not over k", total)
+    require(not total.arg("keepdim", False) and total.arg("dtype") is None, "the sum keeps k or changes dtype", total)
+    cast = only_user(total, "to")
+    return cast or total, literals
+
+
+def same_size(a: Any, b: Any) -> bool:
+    """Whether two sizes are the same number or the same expression; adds no guard."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a == b
+    expressions = [s.node.expr if isinstance(s, torch.SymInt) else s for s in (a, b)]
+    return bool(expressions[0] == expressions[1])
+
+
+def collect_members(region: MoERegion) -> list[Value]:
+    """Every value between the region's inputs and its output, in graph order.
+
+    Raises:
+        Decline: the block reads something that the match did not account for, or writes to it.
+    """
+    inputs = set(region.inputs)
+    members: set[Value] = set()
+    stack = [region.output]
+    while stack:
+        value = stack.pop()
+        if value in inputs or value in members:
+            continue
+        require(value.op not in ("placeholder", "get_attr"), "the block reads an operand that has no role in it", value)
+        require(value.op != "aliased_write", "the block reads a tensor that shares storage with one written to", value)
+        require(not value.writes_input, "the block writes to one of its inputs", value)
+        members.add(value)
+        stack.extend(o for o in value.operands if o.is_tensor or o.op == "index_put")
+    _require_live_inputs(region)
+    return sorted(members, key=lambda v: v.position)
+
+
+def _require_live_inputs(region: MoERegion) -> None:
+    """The rewritten block runs where the old output was; its inputs must still mean the same there."""
+    for value in region.inputs:
+        overwritten = value.superseded is not None and value.superseded < region.output.position
+        require(not overwritten, "an input of the block is overwritten before the block ends", value)

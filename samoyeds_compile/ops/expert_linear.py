@@ -1,0 +1,171 @@
+"""``samoyeds::expert_linear`` and ``samoyeds::expert_outer``: the products of all experts, and their derivatives.
+
+``expert_linear`` multiplies each run of rows with its expert's matrix; its two derivatives are ``expert_linear`` with the
+matrix flipped (rows) and ``expert_outer`` (matrix), so that every backward is itself an op, and so is its own backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samoyeds_compile.ops.library import define_opaque, register_autograd, require_operand
+
+_CALL_COST = 6
+"""What a call from Python costs, in units of what ``torch._grouped_mm`` spends on an expert without rows (about 1 us)."""
+_ALIGNMENT = 16
+"""Bytes to which ``torch._grouped_mm`` wants rows and base addresses aligned."""
+
+
+def expert_linear(x_SI: Tensor, weight_E: Tensor, offsets_E: Tensor, in_out: bool) -> Tensor:
+    """``x[s] @ W[e]`` for the rows s of every expert e.
+
+    Args:
+        x_SI: rows sorted by expert, contiguous runs.
+        weight_E: [E, O, I], or [E, I, O] if ``in_out``; cast to the dtype of x, expert by expert, if it differs.
+        offsets_E: int32, end of each expert's run, as `route` gives it.
+        in_out: the matrices are stored [in, out].
+
+    Returns:
+        [S, O] in the dtype of x; rows after the last run belong to no expert and are undefined.
+
+    Raises:
+        OperandError: shapes or devices do not fit.
+    """
+    _check_linear(x_SI, weight_E, offsets_E, in_out)
+    if x_SI.device.type == "cpu":
+        return _linear_cpu(x_SI, weight_E, offsets_E, in_out)
+    if _grouped_mm_takes(x_SI, weight_E):
+        return torch._grouped_mm(x_SI.contiguous(), _matrices(weight_E, in_out), offs=offsets_E)
+    return _linear_by_expert(x_SI, weight_E, offsets_E.tolist(), in_out)
+
+
+def expert_outer(x_SI: Tensor, grad_SO: Tensor, offsets_E: Tensor, in_out: bool) -> Tensor:
+    """``sum over rows s of expert e of outer(grad[s], x[s])``: the derivative of `expert_linear` by its weight.
+
+    Returns:
+        [E, O, I], or [E, I, O] if ``in_out``; zero for an expert without rows.
+    """
+    left, right = (x_SI, grad_SO) if in_out else (grad_SO, x_SI)
+    if x_SI.device.type != "cpu" and _rows_aligned(x_SI) and _rows_aligned(grad_SO) and _on_sm80(x_SI):
+        return torch._grouped_mm(left.contiguous().t(), right.contiguous(), offs=offsets_E)
+    out = x_SI.new_zeros(offsets_E.shape[0], left.shape[1], right.shape[1])
+    for expert, start, end in _runs(offsets_E.tolist()):
+        torch.mm(left[start:end].t(), right[start:end], out=out[expert])
+    return out
+
+
+def _linear_cpu(x_SI: Tensor, weight_E: Tensor, offsets_E: Tensor, in_out: bool) -> Tensor:
+    """Whichever of one grouped call and one call an expert has less overhead for this routing."""
+    ends = offsets_E.tolist()
+    active = sum(1 for _ in _runs(ends))
+    rows_are_single = x_SI.dtype == torch.bfloat16 and ends[-1] < 2 * active  # a bf16 mv is faster than an mm of one row
+    if not _grouped_mm_takes(x_SI, weight_E) or rows_are_single or active * _CALL_COST < len(ends):
+        return _linear_by_expert(x_SI, weight_E, ends, in_out)
+    out_SO = torch._grouped_mm(x_SI.contiguous(), _matrices(weight_E, in_out), offs=offsets_E)
+    return _zero_after(out_SO, ends[-1])
+
+
+def _zero_after(out_SO: Tensor, end: int) -> Tensor:
+    """On CPU the rows that belong to nobody are zero: it costs nothing and keeps garbage out of debuggers."""
+    if end < out_SO.shape[0]:
+        out_SO[end:].zero_()
+    return out_SO
+
+
+def _linear_by_expert(x_SI: Tensor, weight_E: Tensor, ends: list[int], in_out: bool) -> Tensor:
+    out_SO = x_SI.new_empty(x_SI.shape[0], weight_E.shape[2 if in_out else 1])
+    for expert, start, end in _runs(ends):
+        matrix = weight_E[expert].to(x_SI.dtype)
+        if end - start == 1:
+            torch.mv(matrix.t() if in_out else matrix, x_SI[start], out=out_SO[start])
+        else:
+            torch.mm(x_SI[start:end], matrix if in_out else matrix.t(), out=out_SO[start:end])
+    return _zero_after(out_SO, ends[-1])
+
+
+def _runs(ends: list[int]) -> Iterator[tuple[int, int, int]]:
+    """(expert, start, end) of every expert that has rows."""
+    start = 0
+    for expert, end in enumerate(ends):
+        if end > start:
+            yield expert, start, end
+            start = end
+
+
+def _matrices(weight_E: Tensor, in_out: bool) -> Tensor:
+    return weight_E if in_out else weight_E.transpose(-2, -1)
+
+
+def _grouped_mm_takes(x_SI: Tensor, weight_E: Tensor) -> bool:
+    """Whether ``torch._grouped_mm`` accepts the operands; what it refuses is computed expert by expert."""
+    same = x_SI.dtype == weight_E.dtype and weight_E.is_contiguous() and _on_sm80(x_SI)
+    return same and _rows_aligned(x_SI) and _rows_aligned(weight_E) and weight_E.data_ptr() % _ALIGNMENT == 0
+
+
+def _rows_aligned(tensor: Tensor) -> bool:
+    return tensor.shape[-1] * tensor.element_size() % _ALIGNMENT == 0
+
+
+def _on_sm80(tensor: Tensor) -> bool:
+    return not tensor.is_cuda or torch.cuda.get_device_capability(tensor.device) >= (8, 0)
+
+
+def _check_linear(x_SI: Tensor, weight_E: Tensor, offsets_E: Tensor, in_out: bool) -> None:
+    require_operand(weight_E.dim() == 3, "expert_linear", "weight", f"has rank {weight_E.dim()}", "pass [E, out, in]")
+    width = weight_E.shape[1 if in_out else 2]
+    require_operand(x_SI.dim() == 2 and x_SI.shape[1] == width, "expert_linear", "x",
+                    f"has shape {tuple(x_SI.shape)}", f"the weight takes rows of {width}")  # fmt: skip
+    require_operand(offsets_E.dim() == 1 and offsets_E.shape[0] == weight_E.shape[0], "expert_linear", "offsets",
+                    f"has shape {tuple(offsets_E.shape)}", "pass one end for each expert")  # fmt: skip
+    devices = {x_SI.device, weight_E.device, offsets_E.device}
+    require_operand(len(devices) == 1, "expert_linear", "operands", f"lie on {sorted(map(str, devices))}",
+                    "move them to one device")  # fmt: skip
+
+
+def _fake_linear(x_SI: Tensor, weight_E: Tensor, offsets_E: Tensor, in_out: bool) -> Tensor:
+    _check_linear(x_SI, weight_E, offsets_E, in_out)
+    return x_SI.new_empty(x_SI.shape[0], weight_E.shape[2 if in_out else 1])
+
+
+def _fake_outer(x_SI: Tensor, grad_SO: Tensor, offsets_E: Tensor, in_out: bool) -> Tensor:
+    left, right = (x_SI, grad_SO) if in_out else (grad_SO, x_SI)
+    return x_SI.new_empty(offsets_E.shape[0], left.shape[1], right.shape[1])
+
+
+def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x_SI, weight_E, offsets_E, ctx.in_out = inputs
+    needs_x, needs_weight = ctx.needs_input_grad[:2]
+    ctx.weight_dtype = weight_E.dtype
+    ctx.save_for_backward(x_SI if needs_weight else None, weight_E if needs_x else None, offsets_E)
+
+
+def _linear_backward(ctx: Any, grad_SO: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    x_SI, weight_E, offsets_E = ctx.saved_tensors
+    ops, grad_x, grad_weight = torch.ops.samoyeds, None, None
+    if ctx.needs_input_grad[0]:
+        grad_x = ops.expert_linear(grad_SO, weight_E, offsets_E, not ctx.in_out)
+    if ctx.needs_input_grad[1]:
+        grad_weight = ops.expert_outer(x_SI, grad_SO, offsets_E, ctx.in_out).to(ctx.weight_dtype)
+    return grad_x, grad_weight, None, None
+
+
+def _save_outer(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x_SI, grad_SO, offsets_E, ctx.in_out = inputs
+    ctx.save_for_backward(x_SI, grad_SO, offsets_E)
+
+
+def _outer_backward(ctx: Any, grad_E: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    x_SI, grad_SO, offsets_E = ctx.saved_tensors
+    linear = torch.ops.samoyeds.expert_linear
+    grad_x = linear(grad_SO, grad_E, offsets_E, not ctx.in_out)
+    return grad_x, linear(x_SI, grad_E, offsets_E, ctx.in_out), None, None
+
+
+define_opaque("expert_linear(Tensor x, Tensor weight, Tensor offsets, bool in_out) -> Tensor", expert_linear, _fake_linear)
+define_opaque("expert_outer(Tensor x, Tensor grad, Tensor offsets, bool in_out) -> Tensor", expert_outer, _fake_outer)
+register_autograd("expert_linear", _linear_backward, _save_linear)
+register_autograd("expert_outer", _outer_backward, _save_outer)

@@ -1,0 +1,65 @@
+"""``samoyeds::route``: which slots each expert computes, and where each token finds its results."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from samoyeds_compile.ops.library import define_opaque, require_operand
+
+
+class Plan(NamedTuple):
+    """Slots sorted by expert; slots of a token whose id is no expert come last and belong to nobody.
+
+    Attributes:
+        order_S: int64; position ``t * K + k`` of each sorted slot in ``expert_ids`` made flat.
+        slot_TK: int64; the inverse: the sorted slot of (t, k).
+        expert_S: int64; the expert of each sorted slot, E - 1 for those that belong to nobody.
+        offsets_E: int32; expert e owns sorted slots ``offsets_E[e - 1]`` (0 for e = 0) to ``offsets_E[e]``.
+    """
+
+    order_S: Tensor
+    slot_TK: Tensor
+    expert_S: Tensor
+    offsets_E: Tensor
+
+
+def route(expert_ids_TK: Tensor, num_experts: int) -> Plan:
+    """Sort slots by expert, stably, on the device of the ids and without a host synchronisation.
+
+    Args:
+        expert_ids_TK: any integer dtype; an id outside ``0..E-1`` (an expert-parallel sentinel) is nobody's.
+        num_experts: E.
+
+    Raises:
+        OperandError: the ids are not a two-dimensional integer tensor, or E is not positive.
+    """
+    _check(expert_ids_TK, num_experts)
+    flat_S = expert_ids_TK.reshape(-1).to(torch.int64)
+    is_expert_S = (flat_S >= 0) & (flat_S < num_experts)
+    sorted_S, order_S = torch.sort(torch.where(is_expert_S, flat_S, num_experts), stable=True)
+    slot_S = torch.empty_like(order_S)
+    slot_S[order_S] = torch.arange(order_S.shape[0], device=order_S.device)
+    experts_E = torch.arange(num_experts, device=flat_S.device)
+    offsets_E = torch.searchsorted(sorted_S, experts_E, right=True, out_int32=True)
+    return Plan(order_S, slot_S.view(expert_ids_TK.shape), sorted_S.clamp(max=num_experts - 1), offsets_E)
+
+
+def _check(expert_ids_TK: Tensor, num_experts: int) -> None:
+    integer = not (expert_ids_TK.dtype.is_floating_point or expert_ids_TK.dtype.is_complex)
+    require_operand(expert_ids_TK.dim() == 2 and integer and expert_ids_TK.dtype != torch.bool, "route", "expert_ids",
+                    f"is {expert_ids_TK.dtype} of rank {expert_ids_TK.dim()}", "pass integers of shape [T, K]")  # fmt: skip
+    require_operand(num_experts > 0, "route", "num_experts", f"is {num_experts}", "pass the number of experts")
+
+
+def _fake(expert_ids_TK: Tensor, num_experts: int) -> Plan:
+    _check(expert_ids_TK, num_experts)
+    index_S = expert_ids_TK.new_empty(expert_ids_TK.numel(), dtype=torch.int64)
+    slot_TK = expert_ids_TK.new_empty(expert_ids_TK.shape, dtype=torch.int64)
+    offsets_E = expert_ids_TK.new_empty(num_experts, dtype=torch.int32)
+    return Plan(index_S, slot_TK, torch.empty_like(index_S), offsets_E)
+
+
+define_opaque("route(Tensor expert_ids, int num_experts) -> (Tensor, Tensor, Tensor, Tensor)", route, _fake)

@@ -1,0 +1,168 @@
+"""Options of the backend: one frozen dataclass, filled from the call, then the environment, then defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from samoyeds_compile.errors import OptionError
+
+if TYPE_CHECKING:
+    from samoyeds_compile.report.model import GraphReport
+
+BASES = ("inductor", "aot_eager", "eager")
+ENVIRONMENT_PREFIX = "SAMOYEDS_"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user can choose.
+
+    Each field is reachable as ``torch.compile(..., options={name: value})`` and, where a text says it all, as the
+    environment variable ``SAMOYEDS_<NAME>``; the call wins over the environment.
+
+    Attributes:
+        base: what compiles the rewritten graph: ``inductor``, ``aot_eager`` or ``eager`` (the last two for debugging).
+        mode: an Inductor mode (``default``, ``reduce-overhead``, ``max-autotune``, ...), as ``mode=`` passes it.
+        rewrite: False hands the graph to the base as it came; blocks are still found and reported.
+        validate: check each rewrite of a new structure against the original on small random inputs.
+        disable: names of families that must not match, comma separated in the environment.
+        dump: folder that receives every graph before and after as runnable Python, and ``report.json``.
+        report: called with the `GraphReport` of every graph compiled; a `samoyeds_compile.Report` collects them.
+        inductor: Inductor's own options, by its configuration names.
+    """
+
+    base: str = "inductor"
+    mode: str = "default"
+    rewrite: bool = True
+    validate: bool = True
+    disable: tuple[str, ...] = ()
+    dump: Path | None = None
+    report: Callable[[GraphReport], None] | None = None
+    inductor: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_call(cls, mode: str | None = None, options: Mapping[str, Any] | None = None) -> Options:
+        """Options of one ``torch.compile`` call.
+
+        Args:
+            mode: the ``mode=`` argument.
+            options: the ``options=`` argument: our keys and Inductor's, mixed.
+
+        Raises:
+            OptionError: an unknown key or mode, or a value of the wrong kind; the message lists what is valid.
+        """
+        given = {k.replace("-", "_"): v for k, v in (options or {}).items()}
+        ours = {k: given.pop(k) for k in list(given) if k in _FIELDS and k != "inductor"}
+        inductor = dict(given.pop("inductor", {})) | given
+        if mode is not None:
+            ours["mode"] = mode
+        values = _from_environment() | ours
+        parsed = {k: _PARSERS[k](k, v) for k, v in values.items()}
+        return cls(**parsed, inductor=_check_inductor(inductor))
+
+    def inductor_patches(self) -> dict[str, Any]:
+        """Inductor configuration that mode and options stand for."""
+        import torch._inductor
+
+        mode = {} if self.mode == "default" else torch._inductor.list_mode_options(self.mode)
+        return {**mode, **self.inductor}
+
+
+def _from_environment() -> dict[str, str]:
+    found = {}
+    for name in _PARSERS:
+        text = os.environ.get(ENVIRONMENT_PREFIX + name.upper())
+        if text and name != "report":
+            found[name] = text
+    return found
+
+
+def _bad(name: str, value: Any, expected: str) -> OptionError:
+    return OptionError(f"option {name!r} is {value!r}; it must be {expected}")
+
+
+def _parse_bool(name: str, value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    if isinstance(value, str) and value.lower() in words:
+        return words[value.lower()]
+    raise _bad(name, value, "True or False")
+
+
+def _parse_base(name: str, value: Any) -> str:
+    if value not in BASES:
+        raise _bad(name, value, f"one of {', '.join(BASES)}")
+    return str(value)
+
+
+def _parse_mode(name: str, value: Any) -> str:
+    import torch._inductor
+
+    modes = list(torch._inductor.list_mode_options())
+    if value not in modes:
+        raise OptionError(f"mode {value!r} does not exist; valid modes are {', '.join(modes)}")
+    return str(value)
+
+
+def _parse_names(name: str, value: Any) -> tuple[str, ...]:
+    from samoyeds_compile.match.driver import FAMILIES
+
+    names = tuple(value.split(",")) if isinstance(value, str) else value
+    if not isinstance(names, (tuple, list, set, frozenset)) or not all(isinstance(n, str) for n in names):
+        raise _bad(name, value, "a list of family names")
+    known = [f.name for f in FAMILIES]
+    unknown = [n for n in names if n not in known]
+    if unknown:
+        raise OptionError(f"option {name!r} names the family {unknown[0]!r}; families are {', '.join(known)}")
+    return tuple(names)
+
+
+def _parse_path(name: str, value: Any) -> Path | None:
+    if value is None or isinstance(value, Path):
+        return value
+    if isinstance(value, str) and value:
+        return Path(value)
+    raise _bad(name, value, "a folder")
+
+
+def _parse_callable(name: str, value: Any) -> Any:
+    if value is None or callable(value):
+        return value
+    raise _bad(name, value, "a samoyeds_compile.Report or another callable")
+
+
+_PARSERS: Mapping[str, Callable[[str, Any], Any]] = {
+    "base": _parse_base,
+    "mode": _parse_mode,
+    "rewrite": _parse_bool,
+    "validate": _parse_bool,
+    "disable": _parse_names,
+    "dump": _parse_path,
+    "report": _parse_callable,
+}
+_FIELDS = tuple(f.name for f in dataclasses.fields(Options))
+
+
+def _check_inductor(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Inductor's own options, each known to its configuration."""
+    if not options:
+        return {}
+    import torch._inductor.config as config
+
+    known = config.get_config_copy()
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, [*_FIELDS, *known], n=3)
+            hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+            raise OptionError(
+                f"option {name!r} does not exist.{hint} Options of samoyeds are {', '.join(_FIELDS)}; beside them every "
+                "option of Inductor is valid (torch._inductor.list_options() lists them)"
+            )
+    return dict(options)

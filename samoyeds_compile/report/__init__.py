@@ -1,0 +1,1 @@
+"""Seeing what the compiler did: reports, their table, the dump folder, `explain`."""

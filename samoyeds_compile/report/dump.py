@@ -1,0 +1,162 @@
+"""The dump folder: each graph as runnable Python, before and after each step, and the reports.
+
+    DIR/report.json                 all graphs in the folder
+    DIR/graph_000/before.py         what Dynamo captured
+    DIR/graph_000/after_rewrite.py  with canonical ops; run it: it compares itself with before.py
+    DIR/graph_000/after_lower.py    with stage ops
+    DIR/graph_000/graph.json        the report of this graph
+
+Several processes may dump into one folder: each graph takes a fresh number, and every file is written in one go.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from samoyeds_compile.report.model import SCHEMA_VERSION, GraphReport
+
+_TEMPLATE = '''"""{title}
+
+Written by samoyeds. Run it to execute the graph on made-up inputs of the recorded shapes{check_note}.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from math import inf, nan
+from torch import device
+
+import samoyeds_compile  # registers the samoyeds:: ops
+{imports}
+
+{code}
+
+
+def make_inputs(seed=0):
+    """Inputs of the shapes, strides and dtypes that were compiled."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def tensor(shape, stride, dtype, requires_grad):
+        size = 1 + sum((n - 1) * s for n, s in zip(shape, stride)) if all(shape) else 0
+        if dtype.is_floating_point:
+            data = (torch.randn(size, generator=generator) * 0.1).to(dtype)
+        elif dtype is torch.bool:
+            data = torch.ones(size, dtype=dtype)
+        else:
+            data = torch.randint(0, 2, (size,), generator=generator).to(dtype)
+        return data.as_strided(shape, stride).requires_grad_(requires_grad)
+
+    return [
+{inputs}
+    ]
+
+
+def run():
+    """All outputs as a flat list."""
+    with torch.{grad_mode}():
+        return torch.utils._pytree.tree_leaves({class_name}()(*make_inputs()))
+
+
+def main():
+    outputs = run()
+    for output in outputs:
+        print(tuple(output.shape) if isinstance(output, torch.Tensor) else output)
+{main_tail}
+
+if __name__ == "__main__":
+    main()
+'''
+
+_COMPARE = '''    import runpy
+
+    before = runpy.run_path(str(Path(__file__).with_name("before.py")))["run"]()
+    for mine, theirs in zip(outputs, before, strict=True):
+        if isinstance(mine, torch.Tensor):
+            tolerance = 1e-4 if mine.dtype in (torch.float32, torch.float64) else 3e-2
+            torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
+    print("equal to before.py")
+'''
+
+
+class GraphDump:
+    """The folder of one graph."""
+
+    def __init__(self, root: Path, gm: fx.GraphModule) -> None:
+        self.root = root
+        self.folder = _fresh_folder(root)
+        self.inputs = _inputs_of(gm)
+        self.graph("before", gm)
+
+    def graph(self, name: str, gm: fx.GraphModule) -> None:
+        """Write the graph as it is now to ``<name>.py``."""
+        _write(self.folder / f"{name}.py", _as_program(name, gm, self.inputs))
+
+    def finish(self, report: GraphReport) -> None:
+        """Write the graph's report and bring the folder's ``report.json`` up to date."""
+        report.dump = str(self.folder)
+        _write(self.folder / "graph.json", json.dumps(dataclasses.asdict(report), indent=2))
+        graphs = [json.loads(p.read_text()) for p in sorted(self.root.glob("graph_*/graph.json"))]
+        _write(self.root / "report.json", json.dumps({"version": SCHEMA_VERSION, "graphs": graphs}, indent=2))
+
+
+def _fresh_folder(root: Path) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    number = 0
+    while True:
+        folder = root / f"graph_{number:03d}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
+
+
+def _write(path: Path, text: str) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+
+
+def _as_program(name: str, gm: fx.GraphModule, inputs: str) -> str:
+    code = gm.print_readable(print_output=False, include_stride=False, include_device=False).strip()
+    class_name = code.split("class ", 1)[1].split("(", 1)[0].strip()
+    is_first = name == "before"
+    return _TEMPLATE.format(
+        title=f"The graph {'as Dynamo captured it' if is_first else name.replace('_', ' ')}.",
+        check_note="" if is_first else ", and to compare the results with before.py",
+        imports="import transformers.integrations.moe" if "torch.ops.transformers" in code else "",
+        code=code,
+        inputs=inputs,
+        class_name=class_name,
+        grad_mode="enable_grad" if torch.is_grad_enabled() else "no_grad",
+        main_tail="" if is_first else _COMPARE,
+    )
+
+
+def _inputs_of(gm: fx.GraphModule) -> str:
+    nodes = gm.graph.find_nodes(op="placeholder")
+    return "\n".join(f"        {_input_of(n.meta.get('example_value'))},  # {n.name}" for n in nodes)
+
+
+def _input_of(example: Any) -> str:
+    if isinstance(example, torch.Tensor):
+        shape, stride = ([_hint(s) for s in sizes] for sizes in (example.shape, example.stride()))
+        return f"tensor({shape}, {stride}, {example.dtype}, {example.requires_grad and example.is_leaf})"
+    return repr(_hint(example))
+
+
+def _hint(size: Any) -> Any:
+    """The number that a symbolic size had when the graph was captured."""
+    return size.node.hint if isinstance(size, (torch.SymInt, torch.SymFloat, torch.SymBool)) else size

@@ -1,0 +1,143 @@
+"""The report: plain data about every graph compiled and every MoE block found in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class BlockReport:
+    """One MoE block, rewritten or not.
+
+    Attributes:
+        module: dotted path of the module that holds the experts, empty for plain functions.
+        source: ``file:line: code`` of the block.
+        family: the surface pattern that matched or came nearest, empty if the block reached no graph.
+        rewritten: whether it runs as ``samoyeds::`` ops.
+        reason: why it was not rewritten; None if it was.
+        reason_source: ``file:line: code`` of the first failed condition.
+        experts: E; top_k: K; hidden_size: H; intermediate_size: I; None where the match did not get that far.
+        activation: common name or expression of the activation.
+        gate_up_layout, weight_layout: how the weights are stored.
+        router: what kind of router is in front of it.
+        parameters: names of the expert weights.
+        became: the ops it turned into.
+        deviation: largest relative deviation seen when the rewrite was validated; None if it was not.
+    """
+
+    module: str
+    source: str
+    family: str
+    rewritten: bool
+    reason: str | None = None
+    reason_source: str = ""
+    experts: int | None = None
+    top_k: int | None = None
+    hidden_size: int | None = None
+    intermediate_size: int | None = None
+    activation: str = ""
+    gate_up_layout: str = ""
+    weight_layout: str = ""
+    router: str = ""
+    parameters: tuple[str, ...] = ()
+    became: tuple[str, ...] = ()
+    deviation: float | None = None
+
+
+@dataclass
+class StepReport:
+    """One step of the pipeline: its name, how long it took, and the number of graph nodes after it."""
+
+    name: str
+    milliseconds: float
+    nodes: int
+
+
+@dataclass
+class GraphReport:
+    """One graph handed to the backend.
+
+    Attributes:
+        name: Dynamo's compile id, such as ``0/0``.
+        nodes_before, nodes_after: sizes of the graph, nested graphs included.
+        blocks: MoE blocks found in it.
+        steps: time per step of the pipeline.
+        break_reason: the graph break that ended it, empty if it ended with the function.
+        break_source: ``file:line`` of that break.
+        problem: what went wrong inside the pipeline, so that the original graph was compiled; None normally.
+        dump: folder with the dumped graphs, None if nothing was dumped.
+    """
+
+    name: str
+    nodes_before: int = 0
+    nodes_after: int = 0
+    blocks: list[BlockReport] = field(default_factory=list)
+    steps: list[StepReport] = field(default_factory=list)
+    break_reason: str = ""
+    break_source: str = ""
+    problem: str | None = None
+    dump: str | None = None
+
+
+@dataclass
+class Report:
+    """Everything known about one compiled model; collects `GraphReport`s when it is passed as ``options={"report": r}``.
+
+    Attributes:
+        graphs: one entry for each graph handed to the backend, in order.
+        uncaptured: MoE modules of the model that reached no graph (`explain` finds them).
+        breaks: graph breaks as (reason, remedy).
+        notes: remarks that concern the model as a whole.
+    """
+
+    graphs: list[GraphReport] = field(default_factory=list)
+    uncaptured: list[BlockReport] = field(default_factory=list)
+    breaks: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __call__(self, graph: GraphReport) -> None:
+        """Collect one graph."""
+        self.graphs.append(graph)
+
+    @property
+    def blocks(self) -> list[BlockReport]:
+        """All blocks: those of all graphs, then those that reached none."""
+        return [*(b for g in self.graphs for b in g.blocks), *self.uncaptured]
+
+    @property
+    def rewritten(self) -> list[BlockReport]:
+        """The blocks that run as ``samoyeds::`` ops."""
+        return [b for b in self.blocks if b.rewritten]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return {"version": SCHEMA_VERSION, **dataclasses.asdict(self)}
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The report as JSON text."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+    def __rich__(self) -> RenderableType:
+        """Render with rich."""
+        from samoyeds_compile.report.table import render
+
+        return render(self)
+
+    def __str__(self) -> str:
+        """The rich rendering as plain text."""
+        from samoyeds_compile.report.table import to_text
+
+        return to_text(self)
+
+    def __iter__(self) -> Iterator[BlockReport]:
+        """Iterate over the blocks."""
+        return iter(self.blocks)

@@ -1,0 +1,98 @@
+"""The report as rich tables."""
+
+from __future__ import annotations
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from samoyeds_compile.report.model import BlockReport, Report
+
+
+def render(report: Report) -> RenderableType:
+    """Summary, blocks, what was not rewritten and why, graph breaks, time per step."""
+    parts: list[RenderableType] = [_summary(report)]
+    if report.blocks:
+        parts.append(_blocks(report))
+    if any(not b.rewritten for b in report.blocks):
+        parts.append(_reasons(report))
+    if report.breaks:
+        parts.append(_breaks(report))
+    if report.graphs:
+        parts.append(_steps(report))
+    parts += [Text(f"note: {note}") for note in report.notes]
+    return Group(*parts)
+
+
+def to_text(report: Report, width: int = 140) -> str:
+    """The same without colours, for logs and ``print``."""
+    console = Console(width=width, force_terminal=False, color_system=None, record=True, file=_Nowhere())
+    console.print(render(report))
+    return console.export_text()
+
+
+class _Nowhere:
+    """A file that forgets; the console's record is what counts."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def flush(self) -> None:
+        return
+
+
+def _summary(report: Report) -> Text:
+    total, done = len(report.blocks), len(report.rewritten)
+    if not total:
+        return Text(f"samoyeds: no MoE block found in {len(report.graphs)} graph(s); everything runs on the base compiler")
+    style = "green" if done == total else "yellow"
+    return Text(f"samoyeds: {done} of {total} MoE blocks rewritten in {len(report.graphs)} graph(s)", style=style)
+
+
+def _blocks(report: Report) -> Table:
+    table = Table(title="MoE blocks", title_justify="left")
+    for name in ("module", "family", "E", "K", "H", "I", "activation", "weights", "router", "became"):
+        table.add_column(name, justify="right" if name in "EKHI" else "left", overflow="fold")
+    for block in report.blocks:
+        table.add_row(*_block_row(block))
+    return table
+
+
+def _block_row(block: BlockReport) -> list[str | Text]:
+    sizes = [block.experts, block.top_k, block.hidden_size, block.intermediate_size]
+    weights = ", ".join(filter(None, [block.weight_layout, block.gate_up_layout]))
+    became = Text(", ".join(block.became), style="green") if block.rewritten else Text("left as it is", style="yellow")
+    return [block.module or block.source, block.family, *("" if s is None else str(s) for s in sizes),
+            Text(block.activation), weights, block.router, became]  # fmt: skip
+
+
+def _reasons(report: Report) -> Table:
+    table = Table(title="Not rewritten", title_justify="left")
+    for name in ("module", "nearest pattern", "why", "where"):
+        table.add_column(name, overflow="fold")
+    for block in report.blocks:
+        if not block.rewritten:
+            where = block.reason_source or block.source
+            table.add_row(block.module, block.family, Text(block.reason or ""), Text(where))
+    return table
+
+
+def _breaks(report: Report) -> Table:
+    table = Table(title="Graph breaks", title_justify="left")
+    table.add_column("reason", overflow="fold")
+    table.add_column("remedy", overflow="fold")
+    for reason, remedy in report.breaks:
+        table.add_row(Text(reason), Text(remedy))
+    return table
+
+
+def _steps(report: Report) -> Table:
+    names = list(dict.fromkeys(s.name for g in report.graphs for s in g.steps))
+    table = Table(title="Graphs, and milliseconds per step", title_justify="left")
+    for name in ("graph", "nodes", "blocks", *names):
+        table.add_column(name, justify="right")
+    for graph in report.graphs:
+        times = {s.name: s.milliseconds for s in graph.steps}
+        row = [graph.name, f"{graph.nodes_before} -> {graph.nodes_after}", str(len(graph.blocks))]
+        table.add_row(*row, *(f"{times[n]:.1f}" if n in times else "" for n in names))
+    return table

@@ -1,0 +1,111 @@
+"""`MoERegion` -> canonical ``samoyeds::moe_experts``.
+
+A region with a part that has no name in the canonical op (an activation with parameters of its own, a norm between the
+second projection and the routing weights) is written with the stage ops instead, that part standing between them as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import getitem
+from typing import Any
+
+import torch
+from torch import fx
+
+from samoyeds_codegen import expr
+from samoyeds_compile.graph.edit import copy_origin, erase_members, fill_examples, nodes_between
+from samoyeds_compile.graph.values import Value
+from samoyeds_compile.match.region import Carried, MoERegion
+
+NodeOf = Callable[[Value], fx.Node]
+
+
+def rewrite_region(region: MoERegion) -> fx.Node:
+    """Replace the region in its graph; returns the node that now computes its output."""
+    graph, old = region.graph.module.graph, region.output.node
+    last = old.prev
+    with graph.inserting_before(old):
+        new = emit_region(region, graph, lambda value: value.node)
+    added = nodes_between(last, old)
+    for node in added:
+        copy_origin(region.down.result.node, node)
+    new.meta["example_value"] = old.meta.get("example_value")
+    fill_examples(added)
+    old.replace_all_uses_with(new)
+    erase_members(region.members, region.output)
+    return new
+
+
+def emit_region(region: MoERegion, graph: fx.Graph, node_of: NodeOf) -> fx.Node:
+    """Write the replacement of a region at the graph's insertion point.
+
+    Args:
+        region: what to compute.
+        graph: where to write it.
+        node_of: the node that holds each of the region's inputs in ``graph``.
+    """
+    if region.carried_activation is None and region.carried_post is None:
+        return _emit_canonical(region, graph, node_of)
+    return _emit_stages(region, graph, node_of)
+
+
+def _emit_canonical(region: MoERegion, graph: fx.Graph, node_of: NodeOf) -> fx.Node:
+    def optional(value: Value | None) -> fx.Node | None:
+        return None if value is None else node_of(value)
+
+    args = (
+        node_of(region.x), node_of(region.expert_ids), node_of(region.expert_weights),
+        None, node_of(region.up.weight), node_of(region.down.weight),
+        None, optional(region.up.bias), optional(region.down.bias),
+        region.activation, region.gate_up_layout, region.weight_layout, region.up.compute_dtype, region.output.dtype,
+    )  # fmt: skip
+    return graph.call_function(torch.ops.samoyeds.moe_experts.default, args)
+
+
+def _emit_stages(region: MoERegion, graph: fx.Graph, node_of: NodeOf) -> fx.Node:
+    def optional(value: Value | None) -> fx.Node | None:
+        return None if value is None else node_of(value)
+
+    ops, dtype = torch.ops.samoyeds, region.up.compute_dtype
+    weights = node_of(region.expert_weights)
+    plan = emit_plan(graph, node_of(region.expert_ids), region.num_experts)
+    activation = region.activation if region.carried_activation is None else expr.IDENTITY
+    layout = region.gate_up_layout if region.carried_activation is None else "none"
+    h = graph.call_function(ops.expert_up.default, (
+        node_of(region.x), *plan, None, node_of(region.up.weight), None, optional(region.up.bias), activation, layout,
+        region.weight_layout, dtype))  # fmt: skip
+    h = _emit_carried(region.carried_activation, graph, h, node_of)
+    down = (h, *plan, node_of(region.down.weight), optional(region.down.bias))
+    if region.carried_post is None:
+        return graph.call_function(
+            ops.expert_down.default, (*down, weights, region.weight_layout, dtype, region.output.dtype)
+        )
+    y = graph.call_function(ops.expert_down.default, (*down, None, region.weight_layout, dtype, None))
+    y = _emit_carried(region.carried_post, graph, y, node_of)
+    order, slot, _, offsets = plan
+    return graph.call_function(ops.combine.default, (y, order, slot, offsets, weights, region.output.dtype))
+
+
+def emit_plan(graph: fx.Graph, expert_ids: fx.Node, num_experts: int) -> tuple[fx.Node, ...]:
+    """``route`` and its four results."""
+    plan = graph.call_function(torch.ops.samoyeds.route.default, (expert_ids, num_experts))
+    return tuple(graph.call_function(getitem, (plan, i)) for i in range(4))
+
+
+def _emit_carried(carried: Carried | None, graph: fx.Graph, source: fx.Node, node_of: NodeOf) -> fx.Node:
+    """Copy a carried subgraph behind ``source``."""
+    if carried is None:
+        return source
+    copies: dict[Value, fx.Node] = {carried.source: source}
+    for value in carried.values:
+        reads: dict[fx.Node, Value] = value.reads
+
+        def substitute(node: fx.Node, reads: dict[fx.Node, Value] = reads) -> Any:
+            meaning = reads[node]
+            return copies[meaning] if meaning in copies else node_of(meaning)
+
+        args, kwargs = fx.map_arg((value.node.args, value.node.kwargs), substitute)
+        copies[value] = graph.create_node(value.node.op, value.node.target, tuple(args), dict(kwargs))
+    return copies[carried.result]
+
