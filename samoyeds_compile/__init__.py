@@ -1,10 +1,10 @@
 """Samoyeds: a ``torch.compile`` backend that rewrites mixture-of-experts blocks into dual-side-sparse fused ops.
 
-    model = torch.compile(model, backend="samoyeds")        # nothing to import
-    print(samoyeds_compile.explain(model, **inputs))        # what was found, what it became, and why not
+model = torch.compile(model, backend="samoyeds")        # nothing to import
+print(samoyeds_compile.explain(model, **inputs))        # what was found, what it became, and why not
 """
 
-from samoyeds_compile import ops as _ops  # registers the samoyeds:: operators
+import samoyeds_compile.ops  # noqa: F401 - registers the samoyeds:: operators
 from samoyeds_compile.errors import OperandError, OptionError, SamoyedsError
 from samoyeds_compile.options import Options
 from samoyeds_compile.report.explain import explain

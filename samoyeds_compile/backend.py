@@ -67,8 +67,9 @@ def optimize(gm: fx.GraphModule, options: Options, families: Sequence[Family] | 
         graphs = steps.run("normalize", read_graphs, gm)
         matches = steps.run("match", find_blocks, graphs, chosen, steps.report)
         sound = steps.run("validate", keep_sound, matches, options)
-        steps.run("rewrite", rewrite_blocks, sound, edits=True)
-        steps.run("lower", lower_blocks, gm, edits=True)
+        if sound:
+            steps.run("rewrite", rewrite_blocks, sound, edits=True)
+            steps.run("lower", lower_blocks, gm, edits=True)
     _log(steps.report)
     return steps.report
 

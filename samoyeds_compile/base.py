@@ -20,7 +20,7 @@ def compile_with_base(gm: fx.GraphModule, example_inputs: Sequence[Any], options
         return _compile_with_inductor(gm, example_inputs, options)
     from torch._dynamo.backends.registry import lookup_backend
 
-    return lookup_backend(options.base)(gm, example_inputs)  # type: ignore[no-any-return]
+    return lookup_backend(options.base)(gm, list(example_inputs))
 
 
 def _compile_with_inductor(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options) -> Callable[..., Any]:

@@ -162,7 +162,7 @@ def _check_inductor(options: Mapping[str, Any]) -> dict[str, Any]:
             close = difflib.get_close_matches(name, [*_FIELDS, *known], n=3)
             hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
             raise OptionError(
-                f"option {name!r} does not exist.{hint} Options of samoyeds are {', '.join(_FIELDS)}; beside them every "
-                "option of Inductor is valid (torch._inductor.list_options() lists them)"
+                f"option {name!r} does not exist.{hint} Options of samoyeds are {', '.join(_FIELDS)}; beside them "
+                "every option of Inductor is valid (torch._inductor.list_options() lists them)"
             )
     return dict(options)

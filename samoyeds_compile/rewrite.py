@@ -1,7 +1,8 @@
 """`MoERegion` -> canonical ``samoyeds::moe_experts``.
 
-A region with a part that has no name in the canonical op (an activation with parameters of its own, a norm between the
-second projection and the routing weights) is written with the stage ops instead, that part standing between them as it was.
+A region with a part that has no name in the canonical op (an activation with parameters of its own, a norm between
+the second projection and the routing weights) is written with the stage ops instead, that part standing between them
+as it was.
 """
 
 from __future__ import annotations
@@ -108,4 +109,3 @@ def _emit_carried(carried: Carried | None, graph: fx.Graph, source: fx.Node, nod
         args, kwargs = fx.map_arg((value.node.args, value.node.kwargs), substitute)
         copies[value] = graph.create_node(value.node.op, value.node.target, tuple(args), dict(kwargs))
     return copies[carried.result]
-

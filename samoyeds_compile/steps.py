@@ -27,7 +27,9 @@ class Steps:
 
     def __init__(self, gm: fx.GraphModule, dump: Path | None) -> None:
         self.gm = gm
-        self.report = GraphReport(compile_id(), nodes_before=_count(gm), nodes_after=_count(gm), **_break_of(gm))
+        reason, source = _break_of(gm)
+        nodes = _count(gm)
+        self.report = GraphReport(compile_id(), nodes, nodes, break_reason=reason, break_source=source)
         self.dump = GraphDump(dump, gm) if dump is not None else None
         self._snapshot: Snapshot | None = None
 
@@ -93,10 +95,10 @@ def _count(gm: fx.GraphModule) -> int:
     return sum(len(m.graph.nodes) for m in graph_modules(gm))
 
 
-def _break_of(gm: fx.GraphModule) -> dict[str, str]:
-    """The graph break that ended the graph, if one did."""
+def _break_of(gm: fx.GraphModule) -> tuple[str, str]:
+    """(reason, file:line) of the graph break that ended the graph, empty if none did."""
     why = getattr(gm, "compile_subgraph_reason", None)
     if why is None or not why.graph_break:
-        return {}
+        return "", ""
     frame = why.user_stack[-1] if why.user_stack else None
-    return {"break_reason": str(why.reason), "break_source": f"{frame.filename}:{frame.lineno}" if frame else ""}
+    return str(why.reason), f"{frame.filename}:{frame.lineno}" if frame else ""

@@ -1,9 +1,9 @@
 """Translation validation: run a region and its replacement on small random inputs before trusting the rewrite.
 
-The original subgraph is cut out of the user's graph and replayed at small sizes, every expert hit, one expert empty, one
-token, tokens in a non-contiguous view, sentinel ids where the block knows them; forward, and backward where gradients are
-needed. Nothing of the user's data is read, so the verdict depends on the structure alone, and one verdict serves every
-region of the same structure.
+The original subgraph is cut out of the user's graph and replayed at small sizes: every expert hit, one expert empty,
+one token, tokens in a non-contiguous view, sentinel ids where the block knows them; forward, and backward where
+gradients are needed. Nothing of the user's data is read, so the verdict depends on the structure alone, and one verdict
+serves every region of the same structure.
 """
 
 from __future__ import annotations

@@ -132,8 +132,9 @@ def evaluate(text: str, inputs: Mapping[str, Any]) -> Any:
 def _check(tree: ast.expr, text: str) -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and not (isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS):
-            raise ExpressionError(f"activation {text!r} calls {ast.unparse(node.func)}, which is not one of "
-                                  f"{', '.join(FUNCTIONS)}")
+            raise ExpressionError(
+                f"activation {text!r} calls {ast.unparse(node.func)}, which is not one of {', '.join(FUNCTIONS)}"
+            )
         if isinstance(node, ast.Name) and node.id not in (*GATED_NAMES, PLAIN_NAME, *FUNCTIONS):
             raise ExpressionError(f"activation {text!r} reads {node.id!r}; it may read gate, up or x")
         if not isinstance(node, _ALLOWED):

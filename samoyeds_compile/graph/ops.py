@@ -114,8 +114,8 @@ CASTS: Mapping[str, torch.dtype] = {
 }
 
 VIEWS = frozenset(
-    "chunk contiguous detach expand flatten getitem item narrow permute reshape select slice split squeeze to "
-    "transpose type_as unbind unflatten unsqueeze view view_as expand_as".split()
+    "chunk contiguous detach expand expand_as flatten getitem narrow permute reshape select slice split squeeze to "
+    "transpose type_as unbind unflatten unsqueeze view view_as".split()
 )
 """Ops whose result may share storage with their first argument; what is written there shows through."""
 
@@ -134,7 +134,7 @@ def canonicalize(node: fx.Node) -> Call | None:
     elif node.kwargs.get("inplace") is True:
         writes = _first_node(node)
     elif isinstance(node.kwargs.get("out"), fx.Node):
-        name, writes = f"{name}.out", node.kwargs["out"]
+        name, writes = f"{name}.out", _node_or_none(node.kwargs["out"])
     return _normalize(node, name, writes)
 
 
@@ -156,8 +156,11 @@ def _is_in_place(name: str) -> bool:
 
 
 def _first_node(node: fx.Node) -> fx.Node | None:
-    first = node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("self"))
-    return first if isinstance(first, fx.Node) else None
+    return _node_or_none(node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("self")))
+
+
+def _node_or_none(argument: object) -> fx.Node | None:
+    return argument if isinstance(argument, fx.Node) else None
 
 
 def _normalize(node: fx.Node, name: str, writes: fx.Node | None) -> Call:

@@ -1,4 +1,4 @@
-"""``samoyeds::moe_experts`` -> ``route``, ``expert_up``, ``expert_down``, so that the edges between the stages are visible."""
+"""``samoyeds::moe_experts`` -> ``route``, ``expert_up``, ``expert_down``: the edges between stages become visible."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def _lower(graph: fx.Graph, node: fx.Node) -> None:
     with graph.inserting_before(node):
         plan = emit_plan(graph, expert_ids, _num_experts(up))
         h = graph.call_function(ops.expert_up.default, (
-            x, *plan, gate, up, gate_bias, up_bias, activation, gate_up_layout, weight_layout, compute_dtype))  # fmt: skip
+            x, *plan, gate, up, gate_bias, up_bias, activation, gate_up_layout, weight_layout,
+            compute_dtype))  # fmt: skip
         out = graph.call_function(ops.expert_down.default, (
             h, *plan, down, down_bias, expert_weights, weight_layout, compute_dtype, out_dtype))  # fmt: skip
     added = nodes_between(last, node)

@@ -17,8 +17,8 @@ from samoyeds_compile.graph.values import Value
 from samoyeds_compile.match.region import Carried, Decline, Literal, require
 
 _UNARY = frozenset(
-    "abs elu erf exp hardsigmoid hardswish leaky_relu log1p mish relu relu6 rsqrt selu sigmoid silu softplus softsign "
-    "sqrt square tanh".split()
+    "abs elu erf exp hardsigmoid hardswish leaky_relu log1p mish relu relu6 rsqrt selu sigmoid silu softplus "
+    "softsign sqrt square tanh".split()
 )
 _BINARY = {"add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**"}
 _LAST_DIM = frozenset("mean sum amax var softmax log_softmax norm".split())

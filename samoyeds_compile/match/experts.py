@@ -22,8 +22,9 @@ def strip_cast(value: Value) -> Value:
 
 def is_column(value: Any) -> bool:
     """``flat.unsqueeze(-1)`` of a vector: one number for each row."""
-    is_unsqueeze = isinstance(value, Value) and value.op == "unsqueeze" and value.arg("dim") in (-1, 1)
-    return is_unsqueeze and len(value.input.shape) == 1
+    if not (isinstance(value, Value) and value.op == "unsqueeze" and value.arg("dim") in (-1, 1)):
+        return False
+    return len(value.input.shape) == 1
 
 
 def scaled_rows(product: Value) -> tuple[Value, Value]:
@@ -44,7 +45,9 @@ def strip_transpose(weight: Value) -> tuple[Value, bool]:
 
 def require_weight(weight: Value) -> None:
     """A weight is a floating point stack [E, rows, cols] of static shape."""
-    require(isinstance(weight, Value) and len(weight.shape) == 3, "the expert weight is no stack [E, rows, cols]", weight)
+    require(
+        isinstance(weight, Value) and len(weight.shape) == 3, "the expert weight is no stack [E, rows, cols]", weight
+    )
     require(weight.dtype is not None and weight.dtype.is_floating_point, "the expert weight is not floating", weight)
     require(all(isinstance(s, int) for s in weight.shape), "the expert weight has a symbolic size", weight)
 
@@ -54,8 +57,9 @@ def flat_routing(value: Value, what: str) -> Value:
     flattened = value.op in ("reshape", "view") and tuple(value.arg("shape")) == (-1,)
     flattened = flattened or (value.op == "flatten" and set(value.args) == {"input"})
     require(flattened, f"the {what} are not a [T, K] tensor made flat", value)
-    require(len(value.input.shape) == 2, f"the {what} are not two-dimensional", value.input)
-    return value.input
+    table: Value = value.input
+    require(len(table.shape) == 2, f"the {what} are not two-dimensional", table)
+    return table
 
 
 def require_routing(expert_ids: Value, expert_weights: Value, top_k: Any) -> None:
@@ -116,7 +120,9 @@ def reduce_top_k(weighted: Value, region_x: Value, top_k: int, hidden: int) -> t
     """``weighted.view(T, K, H).sum(1)[.to(dtype)]``: the block's output."""
     require(len(weighted.users) == 1, "the weighted rows have another reader", weighted)
     view = weighted.users[0]
-    require(view.op in ("view", "reshape") and len(view.shape) == 3, "the weighted rows are not viewed as [T, K, H]", view)
+    require(
+        view.op in ("view", "reshape") and len(view.shape) == 3, "the weighted rows are not viewed as [T, K, H]", view
+    )
     tokens, k, width = view.shape
     require(k == top_k and width == hidden, "the weighted rows are not viewed as [T, K, H]", view)
     require(same_size(tokens, region_x.shape[0]), "the view has another number of tokens than the input", view)

@@ -2,10 +2,13 @@
 
 Source: ``transformers/integrations/moe.py: batched_mm_experts_forward``; used by exporters and for decoding on CUDA.
 
-    xr = x.repeat_interleave(K, 0);  ids = idx.reshape(-1)        [EP: ids.clamp(0, E-1), w.masked_fill(ids >= E, 0)]
-    z = bmm(gate_up[ids], xr.unsqueeze(-1)).squeeze(-1) [+ b[ids]]    transposed: bmm(xr.unsqueeze(1), gate_up[ids]).squeeze(1)
+    xr = x.repeat_interleave(K, 0);  ids = idx.reshape(-1)
+    z = bmm(gate_up[ids], xr.unsqueeze(-1)).squeeze(-1) [+ b[ids]]
     h = act(z);  y = bmm(down[ids], h.unsqueeze(-1)).squeeze(-1) [+ b2[ids]] [norm]
     out = (y * w.reshape(-1).unsqueeze(-1)).view(T, K, H).sum(1).to(x.dtype)
+
+Transposed weights: ``bmm(xr.unsqueeze(1), gate_up[ids]).squeeze(1)``. Expert parallelism: ``ids.clamp(0, E-1)`` and
+``w.masked_fill(ids >= E, 0)``.
 """
 
 from __future__ import annotations

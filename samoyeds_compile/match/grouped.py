@@ -1,8 +1,8 @@
 """Sort by expert, grouped matrix products, unsort: transformers' default (``grouped_mm``).
 
-Source: ``transformers/integrations/moe.py: grouped_mm_experts_forward``. bf16 weights reach ``torch._grouped_mm``, others
-the op ``transformers::grouped_mm_fallback``. On CUDA the histogram is taken of ints instead of floats. Under expert
-parallelism ids >= E are sentinels, kept out of the products and masked around them.
+Source: ``transformers/integrations/moe.py: grouped_mm_experts_forward``. bf16 weights reach ``torch._grouped_mm``,
+others the op ``transformers::grouped_mm_fallback``. On CUDA the histogram is taken of ints instead of floats. Under
+expert parallelism ids >= E are sentinels, kept out of the products and masked around them.
 
     ids_s, perm = sort(ids.reshape(-1));  offs = cumsum(histc(ids_s.float(), bins=E, min=0, max=E-1), 0, int32)
     z = GMM(x[perm // K], gate_up.transpose(-2, -1), offs) [+ b[ids_s]];  h = act(z)
@@ -59,7 +59,9 @@ class _Routing:
 
     def __init__(self, offsets: Value, num_experts: int) -> None:
         sorted_ids = _histogrammed(offsets, num_experts)
-        require(sorted_ids.op == "item" and sorted_ids.input.op == "sort", "the rows are not sorted by expert", sorted_ids)
+        require(
+            sorted_ids.op == "item" and sorted_ids.input.op == "sort", "the rows are not sorted by expert", sorted_ids
+        )
         sort = sorted_ids.input
         ascending = sort.arg("dim", -1) in (-1, 0) and not sort.arg("descending", False)
         require(ascending, "the expert ids are not sorted in ascending order", sort)
@@ -133,7 +135,9 @@ def _gathered_tokens(product: Value, routing: _Routing) -> tuple[Value, Any]:
     if rows.op == "masked_fill" and rows.arg("mask") is routing.mask:
         require(rows.arg("value") == 0, "sentinel rows are filled with something other than zero", rows)
         rows = rows.input
-    require(rows.op == "index" and len(rows.arg("indices")) == 1, "the rows of the first product are not gathered", rows)
+    require(
+        rows.op == "index" and len(rows.arg("indices")) == 1, "the rows of the first product are not gathered", rows
+    )
     require(len(rows.input.shape) == 2, "the tokens are not [T, H]", rows.input)
     token = rows.arg("indices")[0]
     by_k = token.op == "floor_divide" or (token.op == "div" and token.arg("rounding_mode") == "floor")

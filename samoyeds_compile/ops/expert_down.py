@@ -63,6 +63,7 @@ define_composite(
     expert_down,
 )
 define_composite(
-    "combine(Tensor y, Tensor order, Tensor slot, Tensor offsets, Tensor expert_weights, ScalarType? out_dtype) -> Tensor",
+    "combine(Tensor y, Tensor order, Tensor slot, Tensor offsets, Tensor expert_weights, ScalarType? out_dtype) "
+    "-> Tensor",
     combine,
 )

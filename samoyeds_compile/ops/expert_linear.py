@@ -1,7 +1,7 @@
 """``samoyeds::expert_linear`` and ``samoyeds::expert_outer``: the products of all experts, and their derivatives.
 
-``expert_linear`` multiplies each run of rows with its expert's matrix; its two derivatives are ``expert_linear`` with the
-matrix flipped (rows) and ``expert_outer`` (matrix), so that every backward is itself an op, and so is its own backward.
+``expert_linear`` multiplies each run of rows with its expert's matrix; its two derivatives are ``expert_linear`` with
+the matrix flipped (rows) and ``expert_outer`` (matrix): every backward is itself an op, and so is its own backward.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from samoyeds_compile.ops.library import define_opaque, register_autograd, require_operand
 
 _CALL_COST = 6
-"""What a call from Python costs, in units of what ``torch._grouped_mm`` spends on an expert without rows (about 1 us)."""
+"""What a call from Python costs, in units of what ``torch._grouped_mm`` spends on an expert without rows (~1 us)."""
 _ALIGNMENT = 16
 """Bytes to which ``torch._grouped_mm`` wants rows and base addresses aligned."""
 
@@ -62,7 +62,9 @@ def _linear_cpu(x_SI: Tensor, weight_E: Tensor, offsets_E: Tensor, in_out: bool)
     """Whichever of one grouped call and one call an expert has less overhead for this routing."""
     ends = offsets_E.tolist()
     active = sum(1 for _ in _runs(ends))
-    rows_are_single = x_SI.dtype == torch.bfloat16 and ends[-1] < 2 * active  # a bf16 mv is faster than an mm of one row
+    rows_are_single = (
+        x_SI.dtype == torch.bfloat16 and ends[-1] < 2 * active
+    )  # a bf16 mv is faster than an mm of one row
     if not _grouped_mm_takes(x_SI, weight_E) or rows_are_single or active * _CALL_COST < len(ends):
         return _linear_by_expert(x_SI, weight_E, ends, in_out)
     out_SO = torch._grouped_mm(x_SI.contiguous(), _matrices(weight_E, in_out), offs=offsets_E)
@@ -165,7 +167,9 @@ def _outer_backward(ctx: Any, grad_E: Tensor) -> tuple[Tensor, Tensor, None, Non
     return grad_x, linear(x_SI, grad_E, offsets_E, ctx.in_out), None, None
 
 
-define_opaque("expert_linear(Tensor x, Tensor weight, Tensor offsets, bool in_out) -> Tensor", expert_linear, _fake_linear)
+define_opaque(
+    "expert_linear(Tensor x, Tensor weight, Tensor offsets, bool in_out) -> Tensor", expert_linear, _fake_linear
+)
 define_opaque("expert_outer(Tensor x, Tensor grad, Tensor offsets, bool in_out) -> Tensor", expert_outer, _fake_outer)
 register_autograd("expert_linear", _linear_backward, _save_linear)
 register_autograd("expert_outer", _outer_backward, _save_outer)

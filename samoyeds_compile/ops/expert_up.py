@@ -63,7 +63,7 @@ def biased_linear(
     """One projection of all experts, with its bias."""
     require_operand(weight_layout in WEIGHT_LAYOUTS, "expert_linear", "weight_layout", f"is {weight_layout!r}",
                     f"use one of {WEIGHT_LAYOUTS}")  # fmt: skip
-    y_S = torch.ops.samoyeds.expert_linear(x_S, weight_E, offsets_E, weight_layout == "in_out")
+    y_S: Tensor = torch.ops.samoyeds.expert_linear(x_S, weight_E, offsets_E, weight_layout == "in_out")
     return y_S if bias_E is None else (y_S + expert_rows(bias_E, expert_S, offsets_E)).to(y_S.dtype)
 
 

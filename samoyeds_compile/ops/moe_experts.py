@@ -27,8 +27,8 @@ def moe_experts(
 ) -> Tensor:
     """``out[t] = sum over k of w[t, k] * down_e(act(up_e(x[t])))`` with ``e = expert_ids[t, k]``.
 
-    An id outside ``0..E-1`` contributes nothing. No tokens, experts without tokens, one expert for all tokens, K = 1 and
-    an expert named twice by a token are all legal. Differentiable in x, the routing weights, all weights and biases.
+    An id outside ``0..E-1`` contributes nothing. No tokens, experts without tokens, one expert for all tokens, K = 1
+    and an expert named twice by a token are all legal. Differentiable in x, the routing weights, weights and biases.
 
     Args:
         x_TH: tokens.
@@ -60,9 +60,10 @@ def _check(x: Tensor, ids: Tensor, weights: Tensor, up_E: Tensor, activation: st
     require_operand(weights.shape == ids.shape, "moe_experts", "expert_weights", f"has shape {tuple(weights.shape)}",
                     "give it the shape of expert_ids")  # fmt: skip
     require_operand(up_E.dim() == 3, "moe_experts", "up", f"has rank {up_E.dim()}", "pass [E, out, in]")
-    expected = {expr.PLAIN_NAME} if gate_up_layout == "none" else set(expr.GATED_NAMES)
-    require_operand(expr.names(activation) <= expected, "moe_experts", "activation",
-                    f"reads {sorted(expr.names(activation))}", f"layout {gate_up_layout!r} offers {sorted(expected)}")  # fmt: skip
+    offered = {expr.PLAIN_NAME} if gate_up_layout == "none" else set(expr.GATED_NAMES)
+    read = expr.names(activation)
+    require_operand(read <= offered, "moe_experts", "activation", f"reads {sorted(read)}",
+                    f"layout {gate_up_layout!r} offers {sorted(offered)}")  # fmt: skip
 
 
 SCHEMA = (

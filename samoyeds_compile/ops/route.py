@@ -48,9 +48,9 @@ def route(expert_ids_TK: Tensor, num_experts: int) -> Plan:
 
 
 def _check(expert_ids_TK: Tensor, num_experts: int) -> None:
-    integer = not (expert_ids_TK.dtype.is_floating_point or expert_ids_TK.dtype.is_complex)
-    require_operand(expert_ids_TK.dim() == 2 and integer and expert_ids_TK.dtype != torch.bool, "route", "expert_ids",
-                    f"is {expert_ids_TK.dtype} of rank {expert_ids_TK.dim()}", "pass integers of shape [T, K]")  # fmt: skip
+    dtype, rank = expert_ids_TK.dtype, expert_ids_TK.dim()
+    integer = not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+    require_operand(rank == 2 and integer, "route", "expert_ids", f"is {dtype} of rank {rank}", "pass integers [T, K]")
     require_operand(num_experts > 0, "route", "num_experts", f"is {num_experts}", "pass the number of experts")
 
 

@@ -1,7 +1,7 @@
 """Moving rows between token order and slot order, with derivatives that gather instead of scattering.
 
-Plain ATen inside `torch.autograd.Function`s: tracing looks through them, so Inductor fuses each move with its neighbours,
-and no backward needs atomics: whatever one direction gathers, the other gathers back through the inverse permutation.
+Plain ATen inside `torch.autograd.Function`s: tracing looks through them, so Inductor fuses each move with its
+neighbours, and no backward needs atomics: what one direction gathers, the other gathers back through the inverse.
 """
 
 from __future__ import annotations
@@ -75,14 +75,15 @@ class _ExpertRows(torch.autograd.Function):
 
 def dispatch(x_TH: Tensor, order_S: Tensor, slot_TK: Tensor, offsets_E: Tensor) -> Tensor:
     """[S, H]: the token of every slot, in slot order."""
-    return _Dispatch.apply(x_TH, order_S, slot_TK, offsets_E)  # type: ignore[no-any-return]
+    return _Dispatch.apply(x_TH, order_S, slot_TK, offsets_E)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def combine(y_SH: Tensor, weights_TK: Tensor, order_S: Tensor, slot_TK: Tensor, offsets_E: Tensor) -> Tensor:
     """[T, H]: each token's rows times its routing weights, summed in slot order, in the dtype they promote to."""
-    return _Combine.apply(y_SH, weights_TK, order_S, slot_TK, offsets_E)  # type: ignore[no-any-return]
+    out = _Combine.apply(y_SH, weights_TK, order_S, slot_TK, offsets_E)  # type: ignore[no-untyped-call]
+    return out  # type: ignore[no-any-return]
 
 
 def expert_rows(table_EO: Tensor, expert_S: Tensor, offsets_E: Tensor) -> Tensor:
     """[S, O]: the row of each slot's expert (a bias)."""
-    return _ExpertRows.apply(table_EO, expert_S, offsets_E)  # type: ignore[no-any-return]
+    return _ExpertRows.apply(table_EO, expert_S, offsets_E)  # type: ignore[no-any-return, no-untyped-call]

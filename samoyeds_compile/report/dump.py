@@ -76,7 +76,7 @@ if __name__ == "__main__":
     main()
 '''
 
-_COMPARE = '''    import runpy
+_COMPARE = """    import runpy
 
     before = runpy.run_path(str(Path(__file__).with_name("before.py")))["run"]()
     for mine, theirs in zip(outputs, before, strict=True):
@@ -84,7 +84,7 @@ _COMPARE = '''    import runpy
             tolerance = 1e-4 if mine.dtype in (torch.float32, torch.float64) else 3e-2
             torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
     print("equal to before.py")
-'''
+"""
 
 
 class GraphDump:

@@ -1,9 +1,63 @@
-"""`explain`: compile a model once, only to say what the backend finds in it."""
+"""`explain`: run a model once, only to say what the backend finds in it and why it leaves what it leaves."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import nn
 
-def explain(model: Any, *args: Any, **kwargs: Any) -> Any:
-    raise RuntimeError
+from samoyeds_compile.report.model import Report
+from samoyeds_compile.report.remedies import remedy_for
+from samoyeds_compile.report.uncaptured import find_uncaptured
+
+
+def explain(model: Any, *args: Any, **kwargs: Any) -> Report:
+    """Say which MoE blocks a model has, what each would become, and why not.
+
+    Runs ``model(*args, **kwargs)`` once, with the graphs rewritten and validated but not compiled, so it takes about
+    as long as a few eager calls. Like `torch._dynamo.explain` it resets Dynamo before and after: functions compiled
+    earlier are compiled again on their next call. The random state is left as it was.
+
+    Args:
+        model: a module or a function; an already compiled module is unwrapped.
+        *args: positional inputs of the model.
+        **kwargs: keyword inputs of the model.
+
+    Returns:
+        The report; print it, or read its ``blocks``, ``graphs``, ``breaks`` and ``to_json()``.
+    """
+    from torch._dynamo.utils import counters
+
+    model = getattr(model, "_orig_mod", model)
+    report = Report()
+    torch._dynamo.reset()
+    before = Counter(counters["graph_break"])
+    try:
+        with torch.random.fork_rng():
+            run: Any = torch.compile(model, backend="samoyeds", options={"base": "eager", "report": report})
+            run(*args, **kwargs)
+        breaks = Counter(counters["graph_break"]) - before
+    finally:
+        torch._dynamo.reset()
+    report.breaks += _explained(report, breaks, model)
+    if isinstance(model, nn.Module):
+        report.uncaptured += find_uncaptured(model, report)
+    return report
+
+
+def _explained(report: Report, counted: Mapping[str, int], model: Any) -> list[tuple[str, str]]:
+    """Each distinct graph break with what to do about it; the graphs know where, the counters know all."""
+    found = {(_first_line(g.break_reason), g.break_source) for g in report.graphs if g.break_reason}
+    placed = {reason for reason, _ in found}
+    found |= {(_first_line(reason), "") for reason in counted if _first_line(reason) not in placed}
+    return [(f"{reason} ({where})" if where else reason, remedy_for(reason, model)) for reason, where in sorted(found)]
+
+
+def _first_line(reason: str) -> str:
+    """The title of Dynamo's message, with its explanation but without hints and links."""
+    lines = [line.strip() for line in reason.splitlines() if line.strip()]
+    kept = [line for line in lines if not line.startswith(("Hint:", "Developer debug context", "For more details"))]
+    return " ".join(kept[:2])

@@ -90,7 +90,7 @@ class GraphReport:
 
 @dataclass
 class Report:
-    """Everything known about one compiled model; collects `GraphReport`s when it is passed as ``options={"report": r}``.
+    """Everything known about one compiled model; pass it as ``options={"report": r}`` and it collects.
 
     Attributes:
         graphs: one entry for each graph handed to the backend, in order.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -26,25 +28,17 @@ def render(report: Report) -> RenderableType:
 
 def to_text(report: Report, width: int = 140) -> str:
     """The same without colours, for logs and ``print``."""
-    console = Console(width=width, force_terminal=False, color_system=None, record=True, file=_Nowhere())
-    console.print(render(report))
-    return console.export_text()
-
-
-class _Nowhere:
-    """A file that forgets; the console's record is what counts."""
-
-    def write(self, text: str) -> int:
-        return len(text)
-
-    def flush(self) -> None:
-        return
+    text = io.StringIO()
+    Console(width=width, force_terminal=False, color_system=None, file=text).print(render(report))
+    return text.getvalue()
 
 
 def _summary(report: Report) -> Text:
     total, done = len(report.blocks), len(report.rewritten)
     if not total:
-        return Text(f"samoyeds: no MoE block found in {len(report.graphs)} graph(s); everything runs on the base compiler")
+        return Text(
+            f"samoyeds: no MoE block found in {len(report.graphs)} graph(s); everything runs on the base compiler"
+        )
     style = "green" if done == total else "yellow"
     return Text(f"samoyeds: {done} of {total} MoE blocks rewritten in {len(report.graphs)} graph(s)", style=style)
 

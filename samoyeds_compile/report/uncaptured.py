@@ -1,0 +1,68 @@
+"""Find the MoE modules of a model that no graph contains, so that the report can say so."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+from torch import nn
+
+from samoyeds_compile.report.model import BlockReport, Report
+from samoyeds_compile.report.remedies import EAGER_EXPERTS, runs_eager_experts
+
+
+def find_uncaptured(model: nn.Module, report: Report) -> list[BlockReport]:
+    """Entries for the modules that hold experts and are in no block of the report."""
+    missing = [found for found in expert_modules(model) if not _is_seen(found[0], report.blocks)]
+    return [_entry(path, module, experts, report) for path, module, experts in missing]
+
+
+def expert_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
+    """(path, module, E) of every module that looks like a set of experts.
+
+    Either it owns two or more stacks [E, rows, cols], or it is a list named after experts whose members are alike.
+    """
+    for path, module in model.named_modules():
+        stacks = [p.shape[0] for p in module.parameters(recurse=False) if p.dim() == 3 and p.shape[0] > 1]
+        if len(stacks) >= 2 and len(set(stacks)) == 1:
+            yield path, module, stacks[0]
+        elif _is_list_of_experts(path, module):
+            yield path, module, len(list(module.children()))
+
+
+def _is_list_of_experts(path: str, module: nn.Module) -> bool:
+    members = list(module.children())
+    named = isinstance(module, nn.ModuleList) and "expert" in path.rpartition(".")[2].lower()
+    return named and len(members) > 1 and len({type(member) for member in members}) == 1
+
+
+def _is_seen(path: str, blocks: list[BlockReport]) -> bool:
+    """A block names its module from the root of the frame that was traced, which may be a submodule of the model."""
+    return any(
+        path == block.module
+        or any(name.startswith(f"{path}.") for name in block.parameters)
+        or (block.module and path.endswith(f".{block.module}"))
+        for block in blocks
+    )
+
+
+def _entry(path: str, module: nn.Module, experts: int, report: Report) -> BlockReport:
+    reason = _reason(module, report)
+    return BlockReport(path, _class_source(module), family="", rewritten=False, reason=reason, experts=experts)
+
+
+def _class_source(module: nn.Module) -> str:
+    """``file:line: class`` of the module's class, as far as Python knows it."""
+    try:
+        line = inspect.getsourcelines(type(module))[1]
+        return f"{inspect.getsourcefile(type(module))}:{line}: class {type(module).__name__}"
+    except (OSError, TypeError):  # defined in a console or in C
+        return f"class {type(module).__name__}"
+
+
+def _reason(module: nn.Module, report: Report) -> str:
+    if runs_eager_experts(module):
+        return f"reached no graph: {EAGER_EXPERTS}"
+    if report.breaks:
+        return f"reached no graph: {report.breaks[0][0]}; {report.breaks[0][1]}"
+    return "no surface pattern knows this way of running experts, or the inputs did not reach it"

@@ -1,0 +1,93 @@
+"""Every Experts class that transformers decorates, under both implementations, in eval and in training.
+
+Families are enumerated from the installed library. Each is compared with eager execution of the *same* implementation:
+rewritten blocks == MoE blocks that run, one graph, equal outputs, equal gradients of every parameter.
+"""
+
+import pytest
+import torch
+
+from samoyeds_compile import Report
+from tests.models import families
+
+CLASSES = {entry.id: entry for entry in families.decorated_experts_classes()}
+TOLERANCE = 5e-4
+"""Relative to the largest entry; fp32, a few layers deep, different summation orders."""
+
+
+def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    scale = expected.abs().max().clamp(min=1e-6)
+    return float((actual - expected).abs().max() / scale)
+
+
+def run(model, forward, inputs, train):
+    """Logits, and the gradient of every parameter that has one."""
+    model.zero_grad()
+    torch.manual_seed(7)  # routers that draw noise in training draw the same
+    with torch.set_grad_enabled(train):
+        output = forward(**inputs)
+        if train:
+            families.loss_of(output).backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return families.logits_of(output).detach(), grads
+
+
+def compiled(model, base="aot_eager"):
+    report = Report()
+    return torch.compile(model, backend="samoyeds", options={"report": report, "base": base}), report
+
+
+def build(entry, implementation, train, dtype=torch.float32):
+    try:
+        model = families.build(entry, dtype=dtype)
+    except families.CannotBuild as reason:
+        pytest.skip(f"{entry.id} cannot be built from a config: {reason}")
+    model.set_experts_implementation(implementation)
+    return model.train(train), families.inputs(entry, model)
+
+
+def blocks_that_run(entry, model):
+    idle = families.recipe_of(entry).idle
+    return [path for path in families.moe_blocks(model) if not any(part in path for part in idle)]
+
+
+def check(entry, implementation, train, base="aot_eager"):
+    torch._dynamo.reset()
+    model, inputs = build(entry, implementation, train)
+    logits, grads = run(model, model, inputs, train)
+    forward, report = compiled(model, base)
+    new_logits, new_grads = run(model, forward, inputs, train)
+    assert [b.reason for b in report.blocks if not b.rewritten] == []
+    assert sorted(b.module for b in report.blocks) == sorted(blocks_that_run(entry, model))
+    assert len(report.graphs) == 1 or families.recipe_of(entry).graph_breaks
+    assert relative(new_logits, logits) < TOLERANCE
+    assert new_grads.keys() == grads.keys()
+    wrong = {name: relative(new_grads[name], grad) for name, grad in grads.items()}
+    assert {name: d for name, d in wrong.items() if d >= TOLERANCE} == {}
+
+
+def test_enumeration_is_complete():
+    """No family is lost on the way: the library has at least those of transformers 5.15, and all of them build."""
+    assert len(CLASSES) >= 50
+    unbuildable = []
+    for entry in CLASSES.values():
+        try:
+            families.build(entry)
+        except families.CannotBuild as reason:
+            unbuildable.append((entry.id, str(reason)))
+    assert unbuildable == []
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("implementation", ["grouped_mm", "batched_mm"])
+@pytest.mark.parametrize("name", CLASSES)
+def test_family(name, implementation, train):
+    check(CLASSES[name], implementation, train)
+
+
+@pytest.mark.inductor
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("implementation", ["grouped_mm", "batched_mm"])
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "muse_spark"])
+def test_family_on_inductor(name, implementation, train):
+    check(CLASSES[name], implementation, train, base="inductor")
