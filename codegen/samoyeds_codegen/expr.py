@@ -141,7 +141,7 @@ def _check(tree: ast.expr, text: str) -> None:
             raise ExpressionError(f"activation {text!r} holds a {type(node).__name__}, which is not elementwise")
 
 
-_ALLOWED = (ast.Call, ast.Name, ast.Constant, ast.BinOp, ast.UnaryOp, ast.operator, ast.USub, ast.Load)
+_ALLOWED = (ast.Call, ast.Name, ast.Constant, ast.BinOp, ast.UnaryOp, ast.USub, ast.Load, *_BINARY)
 
 
 def _evaluate(node: ast.expr, inputs: Mapping[str, Any], seen: dict[str, Any]) -> Any:

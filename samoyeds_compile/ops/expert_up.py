@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from samoyeds_codegen import expr
-from samoyeds_compile.ops.library import define_composite, require_operand
+from samoyeds_compile.ops.library import bad_operand, define_composite
 from samoyeds_compile.ops.rows import dispatch, expert_rows
 
 GATE_UP_LAYOUTS = ("concatenated", "interleaved", "separate", "none")
@@ -45,10 +45,12 @@ def expert_up(
     Returns:
         [S, I] (or [S, 2I] for activation ``"x"`` over packed weights), rows in slot order.
     """
-    require_operand(gate_up_layout in GATE_UP_LAYOUTS, "expert_up", "gate_up_layout", f"is {gate_up_layout!r}",
-                    f"use one of {GATE_UP_LAYOUTS}")  # fmt: skip
-    require_operand((gate_E is not None) == (gate_up_layout == "separate"), "expert_up", "gate",
-                    "does not fit the layout", "pass it with layout 'separate' and only then")  # fmt: skip
+    if gate_up_layout not in GATE_UP_LAYOUTS:
+        raise bad_operand("expert_up", "gate_up_layout", f"is {gate_up_layout!r}", f"use one of {GATE_UP_LAYOUTS}")
+    if (gate_E is not None) != (gate_up_layout == "separate"):
+        raise bad_operand(
+            "expert_up", "gate", "does not fit the layout", "pass it with layout 'separate' and only then"
+        )
     x_SH = dispatch(x_TH.to(compute_dtype), order_S, slot_TK, offsets_E)
     z = biased_linear(x_SH, up_E, up_bias_E, expert_S, offsets_E, weight_layout)
     if gate_E is not None:
@@ -61,8 +63,8 @@ def biased_linear(
     x_S: Tensor, weight_E: Tensor, bias_E: Tensor | None, expert_S: Tensor, offsets_E: Tensor, weight_layout: str
 ) -> Tensor:
     """One projection of all experts, with its bias."""
-    require_operand(weight_layout in WEIGHT_LAYOUTS, "expert_linear", "weight_layout", f"is {weight_layout!r}",
-                    f"use one of {WEIGHT_LAYOUTS}")  # fmt: skip
+    if weight_layout not in WEIGHT_LAYOUTS:
+        raise bad_operand("expert_linear", "weight_layout", f"is {weight_layout!r}", f"use one of {WEIGHT_LAYOUTS}")
     y_S: Tensor = torch.ops.samoyeds.expert_linear(x_S, weight_E, offsets_E, weight_layout == "in_out")
     return y_S if bias_E is None else (y_S + expert_rows(bias_E, expert_S, offsets_E)).to(y_S.dtype)
 

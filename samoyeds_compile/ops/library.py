@@ -39,10 +39,9 @@ def register_autograd(name: str, backward: Kernel, setup_context: Kernel) -> Non
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
 
 
-def require_operand(condition: object, op: str, operand: str, reason: str, remedy: str) -> None:
-    """Raise `OperandError` unless ``condition`` holds."""
-    if not condition:
-        raise OperandError(f"samoyeds::{op}: {operand} {reason}; {remedy}")
+def bad_operand(op: str, operand: str, reason: str, remedy: str) -> OperandError:
+    """The error for an operand that does not fit; kernels run often, so its text is made only when it is needed."""
+    return OperandError(f"samoyeds::{op}: {operand} {reason}; {remedy}")
 
 
 def _without_autocast(kernel: Kernel) -> Kernel:

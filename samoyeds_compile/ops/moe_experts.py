@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from samoyeds_codegen import expr
-from samoyeds_compile.ops.library import define_composite, require_operand
+from samoyeds_compile.ops.library import bad_operand, define_composite
 
 
 def moe_experts(
@@ -54,16 +54,21 @@ def moe_experts(
 
 
 def _check(x: Tensor, ids: Tensor, weights: Tensor, up_E: Tensor, activation: str, gate_up_layout: str) -> None:
-    require_operand(x.dim() == 2, "moe_experts", "x", f"has rank {x.dim()}", "pass tokens as [T, H]")
-    require_operand(ids.dim() == 2 and ids.shape[0] == x.shape[0], "moe_experts", "expert_ids",
-                    f"has shape {tuple(ids.shape)}", f"pass [T, K] with T = {x.shape[0]}")  # fmt: skip
-    require_operand(weights.shape == ids.shape, "moe_experts", "expert_weights", f"has shape {tuple(weights.shape)}",
-                    "give it the shape of expert_ids")  # fmt: skip
-    require_operand(up_E.dim() == 3, "moe_experts", "up", f"has rank {up_E.dim()}", "pass [E, out, in]")
+    if x.dim() != 2:
+        raise bad_operand("moe_experts", "x", f"has rank {x.dim()}", "pass tokens as [T, H]")
+    if ids.dim() != 2 or ids.shape[0] != x.shape[0]:
+        shape = tuple(ids.shape)
+        raise bad_operand("moe_experts", "expert_ids", f"has shape {shape}", f"pass [T, K] with T = {x.shape[0]}")
+    if weights.shape != ids.shape:
+        shape = tuple(weights.shape)
+        raise bad_operand("moe_experts", "expert_weights", f"has shape {shape}", "give it the shape of expert_ids")
+    if up_E.dim() != 3:
+        raise bad_operand("moe_experts", "up", f"has rank {up_E.dim()}", "pass [E, out, in]")
     offered = {expr.PLAIN_NAME} if gate_up_layout == "none" else set(expr.GATED_NAMES)
     read = expr.names(activation)
-    require_operand(read <= offered, "moe_experts", "activation", f"reads {sorted(read)}",
-                    f"layout {gate_up_layout!r} offers {sorted(offered)}")  # fmt: skip
+    if not read <= offered:
+        remedy = f"layout {gate_up_layout!r} offers {sorted(offered)}"
+        raise bad_operand("moe_experts", "activation", f"reads {sorted(read)}", remedy)
 
 
 SCHEMA = (

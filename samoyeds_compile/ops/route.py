@@ -7,7 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from samoyeds_compile.ops.library import define_opaque, require_operand
+from samoyeds_compile.ops.library import bad_operand, define_opaque
+
+INTEGERS = frozenset((torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8))
+NO_SIGN = 2**63 - 1
+"""Without its sign bit a negative id becomes a huge one, and is sorted to the end with the other sentinels."""
 
 
 class Plan(NamedTuple):
@@ -16,7 +20,7 @@ class Plan(NamedTuple):
     Attributes:
         order_S: int64; position ``t * K + k`` of each sorted slot in ``expert_ids`` made flat.
         slot_TK: int64; the inverse: the sorted slot of (t, k).
-        expert_S: int64; the expert of each sorted slot, E - 1 for those that belong to nobody.
+        expert_S: int64; the expert of each sorted slot, E or more for those that belong to nobody.
         offsets_E: int32; expert e owns sorted slots ``offsets_E[e - 1]`` (0 for e = 0) to ``offsets_E[e]``.
     """
 
@@ -37,21 +41,21 @@ def route(expert_ids_TK: Tensor, num_experts: int) -> Plan:
         OperandError: the ids are not a two-dimensional integer tensor, or E is not positive.
     """
     _check(expert_ids_TK, num_experts)
-    flat_S = expert_ids_TK.reshape(-1).to(torch.int64)
-    is_expert_S = (flat_S >= 0) & (flat_S < num_experts)
-    sorted_S, order_S = torch.sort(torch.where(is_expert_S, flat_S, num_experts), stable=True)
-    slot_S = torch.empty_like(order_S)
-    slot_S[order_S] = torch.arange(order_S.shape[0], device=order_S.device)
-    experts_E = torch.arange(num_experts, device=flat_S.device)
-    offsets_E = torch.searchsorted(sorted_S, experts_E, right=True, out_int32=True)
-    return Plan(order_S, slot_S.view(expert_ids_TK.shape), sorted_S.clamp(max=num_experts - 1), offsets_E)
+    flat_S = expert_ids_TK.reshape(-1).to(torch.int64) & NO_SIGN
+    expert_S, order_S = torch.sort(flat_S, stable=True)
+    positions_S = torch.arange(order_S.shape[0], device=order_S.device)
+    slot_S = torch.empty_like(order_S).scatter_(0, order_S, positions_S)
+    experts_E = torch.arange(num_experts, device=order_S.device)
+    offsets_E = torch.searchsorted(expert_S, experts_E, right=True, out_int32=True)
+    return Plan(order_S, slot_S.view(expert_ids_TK.shape), expert_S, offsets_E)
 
 
 def _check(expert_ids_TK: Tensor, num_experts: int) -> None:
     dtype, rank = expert_ids_TK.dtype, expert_ids_TK.dim()
-    integer = not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
-    require_operand(rank == 2 and integer, "route", "expert_ids", f"is {dtype} of rank {rank}", "pass integers [T, K]")
-    require_operand(num_experts > 0, "route", "num_experts", f"is {num_experts}", "pass the number of experts")
+    if rank != 2 or dtype not in INTEGERS:
+        raise bad_operand("route", "expert_ids", f"is {dtype} of rank {rank}", "pass integers of shape [T, K]")
+    if num_experts <= 0:
+        raise bad_operand("route", "num_experts", f"is {num_experts}", "pass the number of experts")
 
 
 def _fake(expert_ids_TK: Tensor, num_experts: int) -> Plan:

@@ -82,7 +82,8 @@ def test_enumeration_is_complete():
 @pytest.mark.parametrize("implementation", ["grouped_mm", "batched_mm"])
 @pytest.mark.parametrize("name", CLASSES)
 def test_family(name, implementation, train):
-    check(CLASSES[name], implementation, train)
+    base = families.recipe_of(CLASSES[name]).train_base if train else "aot_eager"
+    check(CLASSES[name], implementation, train, base)
 
 
 @pytest.mark.inductor

@@ -1,0 +1,114 @@
+"""One MoE block of transformers: eager, Inductor and Samoyeds, by shape, dtype, implementation and number of tokens.
+
+    python -m benchmarks.block [--quick]
+
+Equal work: the same module, router included, the same inputs, outputs compared. Every arm is the unmodified module;
+``inductor`` and ``samoyeds`` differ in the backend only. Prints milliseconds and the ratio inductor / samoyeds.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from transformers import DeepseekV3Config, MixtralConfig, Qwen3MoeConfig
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
+from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
+
+from benchmarks.common import DTYPES, alternate, machine, medians, save
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A block with the proportions of a published model, H reduced to fit a small machine."""
+
+    name: str
+    build: type[nn.Module]
+    config: object
+
+
+SHAPES = (
+    Shape("mixtral E8 k2 H1024 I3584", MixtralSparseMoeBlock,
+          MixtralConfig(hidden_size=1024, intermediate_size=3584, num_local_experts=8)),
+    Shape("qwen3 E64 k8 H1024 I768", Qwen3MoeSparseMoeBlock,
+          Qwen3MoeConfig(hidden_size=1024, moe_intermediate_size=768, num_experts=64, num_experts_per_tok=8)),
+    Shape("deepseek-v3 E64 k8 H896 I256 +shared", DeepseekV3MoE,
+          DeepseekV3Config(hidden_size=896, moe_intermediate_size=256, n_routed_experts=64, num_experts_per_tok=8,
+                           n_group=8, topk_group=4, num_local_experts=64)),
+)  # fmt: skip
+TOKENS = {"grouped_mm": (1, 4, 16, 64, 256, 1024), "batched_mm": (1, 4, 16)}
+
+
+def make(shape: Shape, dtype: torch.dtype, implementation: str, device: str) -> nn.Module:
+    torch.manual_seed(0)
+    shape.config._experts_implementation = implementation
+    block = shape.build(shape.config)
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.02)
+    return block.to(device=device, dtype=dtype).eval()
+
+
+def cases(quick: bool) -> Iterator[tuple[Shape, str, str, int]]:
+    for shape in SHAPES:
+        for dtype in ("bf16", "fp32"):
+            for implementation, tokens in TOKENS.items():
+                for count in tokens[:: 3 if quick else 1]:
+                    yield shape, dtype, implementation, count
+
+
+def measure(shape: Shape, dtype: str, implementation: str, tokens: int, device: str) -> dict[str, object]:
+    torch._dynamo.reset()
+    block = make(shape, DTYPES[dtype], implementation, device)
+    x = torch.randn(1, tokens, shape.config.hidden_size, device=device).to(DTYPES[dtype])
+    arms = {
+        "eager": block,
+        "inductor": torch.compile(block, backend="inductor"),
+        "samoyeds": torch.compile(block, backend="samoyeds"),
+    }
+    with torch.no_grad():
+        expected = block(x)
+        scale = expected.abs().max()
+        deviation = {name: float((arms[name](x) - expected).abs().max() / scale) for name in ("inductor", "samoyeds")}
+        times = medians(alternate({name: (lambda f=arm: f(x)) for name, arm in arms.items()}))
+    return {
+        "shape": shape.name, "dtype": dtype, "implementation": implementation, "tokens": tokens, "ms": times,
+        "inductor/samoyeds": round(times["inductor"] / times["samoyeds"], 3),
+        "eager/samoyeds": round(times["eager"] / times["samoyeds"], 3), "deviation": deviation,
+    }  # fmt: skip
+
+
+def show(rows: list[dict[str, object]]) -> None:
+    columns = ("shape", "dtype", "implementation", "tokens", "eager", "inductor", "samoyeds", "inductor/samoyeds")
+    table = Table(title="One MoE block, milliseconds (median of alternating rounds)")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in rows:
+        cells = {**row, **{name: f"{ms:.3f}" for name, ms in row["ms"].items()}}
+        table.add_row(*(str(cells[column]) for column in columns))
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="every third number of tokens")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--name", default="block", help="name of the results file")
+    options = parser.parse_args()
+    where, rows = machine(), []
+    todo = list(cases(options.quick))
+    with console.status("") as status:
+        for done, case in enumerate(todo):
+            status.update(f"{done}/{len(todo)}: {case[0].name}, {case[1]}, {case[2]}, {case[3]} tokens")
+            rows.append(measure(*case, options.device))
+    show(rows)
+    console.print("saved to", save(options.name, rows, where))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What every benchmark shares: alternating rounds, medians, the machine, the results file."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def alternate(arms: Mapping[str, Callable[[], Any]], seconds: float = 1.0, least: int = 5) -> dict[str, list[float]]:
+    """Milliseconds of each arm, round by round: A B C A B C ...; the order is reversed every other round."""
+    for arm in arms.values():
+        arm()
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    end, rounds = time.perf_counter() + seconds * len(arms), 0
+    while time.perf_counter() < end or rounds < least:
+        names = list(arms) if rounds % 2 == 0 else list(reversed(arms))
+        for name in names:
+            times[name].append(_timed(arms[name]))
+        rounds += 1
+    return times
+
+
+def _timed(arm: Callable[[], Any]) -> float:
+    synchronize()
+    start = time.perf_counter()
+    arm()
+    synchronize()
+    return (time.perf_counter() - start) * 1e3
+
+
+def synchronize() -> None:
+    """Wait for the GPU, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
+    """Median of each arm."""
+    return {name: round(statistics.median(values), 4) for name, values in times.items()}
+
+
+def machine() -> dict[str, Any]:
+    """Where a result was taken."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_before": round(os.getloadavg()[0], 2),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": _commit(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    features = {word for line in lines if line.startswith("flags") for word in line.split()}
+    isa = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in features]
+    return f"{name or platform.processor()} ({', '.join(isa)})"
+
+
+def _commit() -> str:
+    result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
+    return result.stdout.strip()
+
+
+def save(name: str, rows: list[dict[str, Any]], where: Mapping[str, Any]) -> Path:
+    """Write ``results/<name>.json``."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"machine": where, "rows": rows}, indent=1) + "\n")
+    return path
