@@ -7,6 +7,7 @@ of rows, so anything that looks across them must decline.
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable
 from typing import Any
 
@@ -78,7 +79,7 @@ class ActivationReader:
         if layout == "none" and self.packed_width != self.width:
             raise NoExpression
         try:
-            expr.parse(text)
+            text = ast.unparse(expr.parse(text))  # without needless parentheses
         except expr.ExpressionError as error:  # a number that has no literal, such as inf
             raise NoExpression from error
         return text, layout

@@ -22,7 +22,7 @@ def name_router(expert_ids: Value, expert_weights: Value) -> str:
     before = _ops_behind(choice)
     scores = next((s for s in _SCORES if s in before), None)
     if scores is None:
-        after = _ops_behind(expert_weights, stop=choice)
+        after = {expert_weights.op} | _ops_behind(expert_weights, stop=choice)
         late = next((s for s in _SCORES if s in after), None)
         return f"{_choice_name(choice)}-{late}" if late else _choice_name(choice)
     grouped = "topk" in before and "masked_fill" in before

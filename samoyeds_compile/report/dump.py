@@ -41,6 +41,15 @@ import samoyeds_compile  # registers the samoyeds:: ops
 {code}
 
 
+def instantiate(cls):
+    """An instance of a graph's class, with the nested graphs that it calls (checkpoint bodies) as GraphModules."""
+    module = cls()
+    for name, nested in vars(cls).items():
+        if isinstance(nested, type) and issubclass(nested, torch.nn.Module):
+            object.__setattr__(module, name, torch.fx.symbolic_trace(instantiate(nested)))
+    return module
+
+
 def make_inputs(seed=0):
     """Inputs of the shapes, strides and dtypes that were compiled."""
     generator = torch.Generator().manual_seed(seed)
@@ -63,7 +72,7 @@ def make_inputs(seed=0):
 def run():
     """All outputs as a flat list."""
     with torch.{grad_mode}():
-        return torch.utils._pytree.tree_leaves({class_name}()(*make_inputs()))
+        return torch.utils._pytree.tree_leaves(instantiate({class_name})(*make_inputs()))
 
 
 def main():
