@@ -7,11 +7,14 @@ Equal work: the same module, router included, the same inputs, outputs compared.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from torch import nn
 from transformers import DeepseekV3Config, MixtralConfig, Qwen3MoeConfig
@@ -22,6 +25,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBl
 from benchmarks.common import DTYPES, alternate, machine, medians, save
 
 console = Console()
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -54,36 +58,36 @@ def make(shape: Shape, dtype: torch.dtype, implementation: str, device: str) -> 
     return block.to(device=device, dtype=dtype).eval()
 
 
-def cases(quick: bool) -> Iterator[tuple[Shape, str, str, int]]:
-    for shape in SHAPES:
-        for dtype in ("bf16", "fp32"):
-            for implementation, tokens in TOKENS.items():
-                for count in tokens[:: 3 if quick else 1]:
-                    yield shape, dtype, implementation, count
+def cases() -> list[tuple[Shape, str, str]]:
+    return [(s, dtype, implementation) for s in SHAPES for dtype in ("bf16", "fp32") for implementation in TOKENS]
 
 
-def measure(shape: Shape, dtype: str, implementation: str, tokens: int, device: str) -> dict[str, object]:
+def measure(shape: Shape, dtype: str, implementation: str, tokens: Sequence[int], device: str) -> Iterator[Row]:
+    """All token counts of one block, each backend compiled once for all of them."""
     torch._dynamo.reset()
     block = make(shape, DTYPES[dtype], implementation, device)
-    x = torch.randn(1, tokens, shape.config.hidden_size, device=device).to(DTYPES[dtype])
     arms = {
         "eager": block,
-        "inductor": torch.compile(block, backend="inductor"),
-        "samoyeds": torch.compile(block, backend="samoyeds"),
+        "inductor": torch.compile(block, backend="inductor", dynamic=True),
+        "samoyeds": torch.compile(block, backend="samoyeds", dynamic=True),
     }
-    with torch.no_grad():
-        expected = block(x)
-        scale = expected.abs().max()
-        deviation = {name: float((arms[name](x) - expected).abs().max() / scale) for name in ("inductor", "samoyeds")}
-        times = medians(alternate({name: (lambda f=arm: f(x)) for name, arm in arms.items()}))
-    return {
-        "shape": shape.name, "dtype": dtype, "implementation": implementation, "tokens": tokens, "ms": times,
-        "inductor/samoyeds": round(times["inductor"] / times["samoyeds"], 3),
-        "eager/samoyeds": round(times["eager"] / times["samoyeds"], 3), "deviation": deviation,
-    }  # fmt: skip
+    for count in tokens:
+        x = torch.randn(1, count, shape.config.hidden_size, device=device).to(DTYPES[dtype])
+        row = {"shape": shape.name, "dtype": dtype, "implementation": implementation, "tokens": count}
+        with torch.no_grad():
+            yield row | compare(arms, x)
 
 
-def show(rows: list[dict[str, object]]) -> None:
+def compare(arms: dict[str, nn.Module], x: torch.Tensor) -> Row:
+    expected = arms["eager"](x)
+    scale = expected.abs().max()
+    deviation = {name: float((arms[name](x) - expected).abs().max() / scale) for name in ("inductor", "samoyeds")}
+    times = medians(alternate({name: partial(arm, x) for name, arm in arms.items()}))
+    ratios = {f"{peer}/samoyeds": round(times[peer] / times["samoyeds"], 3) for peer in ("inductor", "eager")}
+    return {"ms": times, **ratios, "deviation": deviation}
+
+
+def show(rows: list[Row]) -> None:
     columns = ("shape", "dtype", "implementation", "tokens", "eager", "inductor", "samoyeds", "inductor/samoyeds")
     table = Table(title="One MoE block, milliseconds (median of alternating rounds)")
     for column in columns:
@@ -101,11 +105,9 @@ def main() -> None:
     parser.add_argument("--name", default="block", help="name of the results file")
     options = parser.parse_args()
     where, rows = machine(), []
-    todo = list(cases(options.quick))
-    with console.status("") as status:
-        for done, case in enumerate(todo):
-            status.update(f"{done}/{len(todo)}: {case[0].name}, {case[1]}, {case[2]}, {case[3]} tokens")
-            rows.append(measure(*case, options.device))
+    for shape, dtype, implementation in track(cases(), "blocks", console=console):
+        tokens = TOKENS[implementation][:: 3 if options.quick else 1]
+        rows += measure(shape, dtype, implementation, tokens, options.device)
     show(rows)
     console.print("saved to", save(options.name, rows, where))
 

@@ -41,19 +41,22 @@ def samoyeds(
     from samoyeds_compile.base import compile_with_base
 
     chosen = Options.from_call(mode, options)
-    report = optimize(gm, chosen)
+    report = optimize(gm, example_inputs, chosen)
     if chosen.report is not None:
         chosen.report(report)
     return compile_with_base(gm, example_inputs, chosen)
 
 
-def optimize(gm: fx.GraphModule, options: Options, families: Sequence[Family] | None = None) -> GraphReport:
+def optimize(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options, families: Sequence[Family] | None = None
+) -> GraphReport:
     """The pipeline: rewrite the MoE blocks of a graph in place and report on it.
 
     Whatever fails in here, the graph stays valid: at worst it is as it came.
 
     Args:
         gm: a Dynamo graph, nested graphs (checkpoint bodies, nested compile regions) included.
+        example_inputs: its inputs; only the dump reads them, and only numbers.
         options: what to do and what to leave.
         families: the surface patterns to look for; all of them by default.
     """
@@ -62,7 +65,7 @@ def optimize(gm: fx.GraphModule, options: Options, families: Sequence[Family] | 
     from samoyeds_compile.steps import Steps
 
     chosen = [f for f in (FAMILIES if families is None else families) if f.name not in options.disable]
-    steps = Steps(gm, options.dump)
+    steps = Steps(gm, example_inputs, options.dump)
     with steps.protecting():
         graphs = steps.run("normalize", read_graphs, gm)
         matches = steps.run("match", find_blocks, graphs, chosen, steps.report)

@@ -89,9 +89,10 @@ def _emit_stages(region: MoERegion, graph: fx.Graph, node_of: NodeOf) -> fx.Node
 
 
 def emit_plan(graph: fx.Graph, expert_ids: fx.Node, num_experts: int) -> tuple[fx.Node, ...]:
-    """``route`` and its four results."""
-    plan = graph.call_function(torch.ops.samoyeds.route.default, (expert_ids, num_experts))
-    return tuple(graph.call_function(getitem, (plan, i)) for i in range(4))
+    """``route`` and its four results, named so that a dumped graph can be read."""
+    plan = graph.create_node("call_function", torch.ops.samoyeds.route.default, (expert_ids, num_experts), name="plan")
+    names = ("order", "slot", "expert", "offsets")
+    return tuple(graph.create_node("call_function", getitem, (plan, i), name=name) for i, name in enumerate(names))
 
 
 def _emit_carried(carried: Carried | None, graph: fx.Graph, source: fx.Node, node_of: NodeOf) -> fx.Node:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,12 +25,12 @@ R = TypeVar("R")
 class Steps:
     """Runs named steps over one graph and keeps the record of them."""
 
-    def __init__(self, gm: fx.GraphModule, dump: Path | None) -> None:
+    def __init__(self, gm: fx.GraphModule, example_inputs: Sequence[Any], dump: Path | None) -> None:
         self.gm = gm
         reason, source = _break_of(gm)
         nodes = _count(gm)
         self.report = GraphReport(compile_id(), nodes, nodes, break_reason=reason, break_source=source)
-        self.dump = GraphDump(dump, gm) if dump is not None else None
+        self.dump = GraphDump(dump, gm, example_inputs) if dump is not None else None
         self._snapshot: Snapshot | None = None
 
     @contextlib.contextmanager

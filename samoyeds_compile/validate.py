@@ -67,7 +67,7 @@ class Validator:
         needs_grad = torch.is_grad_enabled() and grad_mode_at(region.output.node)
         key = f"{structure_key(region)}|grad={needs_grad}"
         if key not in self._verdicts:
-            self._verdicts[key] = _validate(region, needs_grad)
+            self._verdicts[key] = _verdict(region, needs_grad)
         return self._verdicts[key]
 
 
@@ -107,6 +107,14 @@ def grad_mode_at(node: fx.Node) -> bool:
         if earlier.target is torch._C._set_grad_enabled:
             enabled = bool(earlier.args[0])
     return enabled
+
+
+def _verdict(region: MoERegion, needs_grad: bool) -> Verdict:
+    try:
+        return _validate(region, needs_grad)
+    except Exception as error:  # whatever keeps the rewrite from being checked keeps it from being made
+        logger.debug("validation of %s failed", region.output, exc_info=True)
+        return Verdict(f"the rewrite raised {type(error).__name__}: {error}", float("inf"))
 
 
 def _validate(region: MoERegion, needs_grad: bool) -> Verdict:

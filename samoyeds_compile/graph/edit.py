@@ -46,11 +46,28 @@ def copy_origin(source: fx.Node, target: fx.Node) -> None:
             target.meta[key] = source.meta[key]
 
 
-def erase_members(members: Iterable[Value], output: Value) -> int:
-    """Erase the members of a rewritten region that nothing outside it reads; returns how many went.
+def erase_members(members: Iterable[Value], output: Value) -> None:
+    """Erase the members of a rewritten region that nothing outside it reads."""
+    kept = escaping(members, output)
+    erased = set(members) - kept
+    for value in sorted(erased, key=lambda v: v.position, reverse=True):
+        value.node.graph.erase_node(value.node)
+    _erase_sizes({o for v in erased for o in v.operands if not o.is_tensor})
 
-    A value that escapes keeps what it is computed from, writes included: a write goes only if every reader of what it
-    wrote goes.
+
+def _erase_sizes(sizes: Iterable[Value]) -> None:
+    """Erase the size computations (``2 * s0``) that only erased nodes read."""
+    for size in sorted(sizes, key=lambda v: v.position, reverse=True):
+        node = size.node
+        if node.op in ("call_function", "call_method") and not node.users:
+            node.graph.erase_node(node)
+            _erase_sizes(set(size.operands))
+
+
+def escaping(members: Iterable[Value], output: Value) -> set[Value]:
+    """The members that must stay because something outside the region reads them, and what those are computed from.
+
+    Writes are values like others here: a write stays if and only if a reader of what it wrote stays.
     """
     inside = set(members)
     kept: set[Value] = set()
@@ -60,10 +77,7 @@ def erase_members(members: Iterable[Value], output: Value) -> int:
         if value not in kept and value in inside:
             kept.add(value)
             stack.extend(value.operands)
-    erased = sorted(inside - kept, key=lambda v: v.position, reverse=True)
-    for value in erased:
-        value.node.graph.erase_node(value.node)
-    return len(erased)
+    return kept
 
 
 class Snapshot:

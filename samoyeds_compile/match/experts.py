@@ -6,9 +6,13 @@ from typing import Any
 
 import torch
 
+from samoyeds_compile.graph.edit import escaping
 from samoyeds_compile.graph.values import Value
 from samoyeds_compile.match.activation import carry, read_activation
 from samoyeds_compile.match.region import Carried, Linear, Literal, MoERegion, is_int_tensor, require
+
+
+MATRIX_PRODUCTS = frozenset(("_grouped_mm", "transformers::grouped_mm_fallback", "bmm", "matmul"))
 
 
 def strip_cast(value: Value) -> Value:
@@ -163,6 +167,8 @@ def collect_members(region: MoERegion) -> list[Value]:
         members.add(value)
         stack.extend(o for o in value.operands if o.is_tensor or o.op == "index_put")
     _require_live_inputs(region)
+    repeated = [v for v in escaping(members, region.output) if v.op in MATRIX_PRODUCTS]
+    require(not repeated, "rows of the experts are read outside the block and would be computed twice", *repeated[:1])
     return sorted(members, key=lambda v: v.position)
 
 

@@ -20,7 +20,7 @@ class Decline(Exception):
         self.at = at
 
 
-def require(condition: object, reason: str, at: Value | None) -> None:
+def require(condition: object, reason: str, at: Value | None = None) -> None:
     """Raise `Decline` unless ``condition`` holds."""
     if not condition:
         raise Decline(reason, at)

@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ _TEMPLATE = '''"""{title}
 Written by samoyeds. Run it to execute the graph on made-up inputs of the recorded shapes{check_note}.
 """
 
-import sys
+import inspect
 from pathlib import Path
 
 import torch
@@ -42,12 +43,20 @@ import samoyeds_compile  # registers the samoyeds:: ops
 
 
 def instantiate(cls):
-    """An instance of a graph's class, with the nested graphs that it calls (checkpoint bodies) as GraphModules."""
+    """An instance of a graph's class, with instances of the nested graphs that it calls (checkpoint bodies)."""
     module = cls()
     for name, nested in vars(cls).items():
         if isinstance(nested, type) and issubclass(nested, torch.nn.Module):
-            object.__setattr__(module, name, torch.fx.symbolic_trace(instantiate(nested)))
+            object.__setattr__(module, name, as_graph(instantiate(nested)))
     return module
+
+
+def as_graph(module):
+    """A GraphModule that calls the module: what higher-order ops expect as their body."""
+    graph = torch.fx.Graph()
+    arguments = [graph.placeholder(name) for name in inspect.signature(module.forward).parameters]
+    graph.output(graph.call_module("body", tuple(arguments)))
+    return torch.fx.GraphModule({{"body": module}}, graph)
 
 
 def make_inputs(seed=0):
@@ -99,10 +108,10 @@ _COMPARE = """    import runpy
 class GraphDump:
     """The folder of one graph."""
 
-    def __init__(self, root: Path, gm: fx.GraphModule) -> None:
+    def __init__(self, root: Path, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> None:
         self.root = root
         self.folder = _fresh_folder(root)
-        self.inputs = _inputs_of(gm)
+        self.inputs = _inputs_of(gm, example_inputs)
         self.graph("before", gm)
 
     def graph(self, name: str, gm: fx.GraphModule) -> None:
@@ -154,16 +163,19 @@ def _as_program(name: str, gm: fx.GraphModule, inputs: str) -> str:
     )
 
 
-def _inputs_of(gm: fx.GraphModule) -> str:
+def _inputs_of(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> str:
     nodes = gm.graph.find_nodes(op="placeholder")
-    return "\n".join(f"        {_input_of(n.meta.get('example_value'))},  # {n.name}" for n in nodes)
+    pairs = zip(nodes, example_inputs, strict=True)
+    return "\n".join(f"        {_input_of(n.meta.get('example_value'), given)},  # {n.name}" for n, given in pairs)
 
 
-def _input_of(example: Any) -> str:
+def _input_of(example: Any, given: Any) -> str:
+    if isinstance(given, torch.Tensor) and given.dim() == 0 and type(given) is torch.Tensor:
+        return f"torch.tensor({given.item()!r}, dtype={given.dtype})"  # a number of the model, such as an epsilon
     if isinstance(example, torch.Tensor):
         shape, stride = ([_hint(s) for s in sizes] for sizes in (example.shape, example.stride()))
         return f"tensor({shape}, {stride}, {example.dtype}, {example.requires_grad and example.is_leaf})"
-    return repr(_hint(example))
+    return repr(_hint(given))
 
 
 def _hint(size: Any) -> Any:
