@@ -11,7 +11,6 @@ from samoyeds_compile.graph.values import Value
 from samoyeds_compile.match.activation import carry, read_activation
 from samoyeds_compile.match.region import Carried, Linear, Literal, MoERegion, is_int_tensor, require
 
-
 MATRIX_PRODUCTS = frozenset(("_grouped_mm", "transformers::grouped_mm_fallback", "bmm", "matmul"))
 
 
