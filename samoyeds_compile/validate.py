@@ -64,7 +64,7 @@ class Validator:
 
     def check(self, region: MoERegion) -> Verdict:
         """The verdict on one region."""
-        needs_grad = torch.is_grad_enabled() and grad_mode_at(region.output.node)
+        needs_grad = torch.is_grad_enabled() and region.output.context.grad
         key = f"{structure_key(region)}|grad={needs_grad}"
         if key not in self._verdicts:
             self._verdicts[key] = _verdict(region, needs_grad)
@@ -82,31 +82,7 @@ def structure_key(region: MoERegion) -> str:
     for value in region.members:
         args = fx.map_arg((value.node.args, value.node.kwargs), show)
         lines.append(f"{value.op} {value.node.target} {args} {value.dtype}")
-    return "\n".join([*lines, str(autocast_at(region.output.node))])
-
-
-def autocast_at(node: fx.Node) -> list[tuple[Any, ...]]:
-    """Arguments of the autocast contexts that are open at ``node`` in its graph, outermost first."""
-    open_contexts = []
-    for earlier in node.graph.nodes:
-        if earlier is node:
-            break
-        if earlier.target is torch.amp.autocast_mode._enter_autocast:
-            open_contexts.append(tuple(earlier.args))
-        elif earlier.target is torch.amp.autocast_mode._exit_autocast and open_contexts:
-            open_contexts.pop()
-    return open_contexts
-
-
-def grad_mode_at(node: fx.Node) -> bool:
-    """Grad mode at ``node`` as far as its own graph sets it."""
-    enabled = True
-    for earlier in node.graph.nodes:
-        if earlier is node:
-            break
-        if earlier.target is torch._C._set_grad_enabled:
-            enabled = bool(earlier.args[0])
-    return enabled
+    return "\n".join([*lines, str(region.output.context.autocast)])
 
 
 def _verdict(region: MoERegion, needs_grad: bool) -> Verdict:
@@ -223,7 +199,7 @@ def _replaying(region: MoERegion) -> Iterator[None]:
         stack.enter_context(unset_fake_temporarily())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        for args in autocast_at(region.output.node):
+        for args in region.output.context.autocast:
             stack.enter_context(torch.autocast(*args))
         yield
 

@@ -48,6 +48,7 @@ SIGNATURES: Mapping[str, tuple[str, ...]] = {
         "clamp_min": "input min",
         "cumsum": "input dim dtype",
         "div": "input other rounding_mode",
+        "dropout": "input p training inplace",
         "empty_like": "input",
         "zeros_like": "input",
         "floor_divide": "input other",
@@ -56,6 +57,8 @@ SIGNATURES: Mapping[str, tuple[str, ...]] = {
         "gelu": "input approximate",
         "getattr": "input name",
         "histc": "input bins min max",
+        "index": "input indices",
+        "index_put": "input indices values accumulate",
         "index_select": "input dim index",
         "layer_norm": "input normalized_shape weight bias eps",
         "masked_fill": "input mask value",
@@ -205,6 +208,16 @@ def _normalize_getitem(node: fx.Node, name: str, writes: fx.Node | None) -> Call
     return Call("slice", {"input": container, "key": key if isinstance(key, tuple) else (key,)}, writes)
 
 
+def _normalize_index(node: fx.Node, name: str, writes: fx.Node | None) -> Call:
+    """``aten.index(x, [i])`` and ``index_select(x, 0, i)`` are ``x[i]``."""
+    args = bind(name, node.args, node.kwargs)
+    if name == "index_select":
+        if args.get("dim") != 0:
+            return Call(name, args, writes)
+        return Call("index", {"input": args["input"], "indices": (args["index"],)}, writes)
+    return Call("index", args | {"indices": tuple(args["indices"])}, writes)
+
+
 def _normalize_setitem(node: fx.Node, name: str, writes: fx.Node | None) -> Call:
     container, key, value = node.args
     args = {"input": container, "indices": key if isinstance(key, tuple) else (key,), "values": value}
@@ -228,6 +241,8 @@ _NORMALIZERS = {
     "arange": _normalize_arange,
     "getattr": _normalize_getattr,
     "getitem": _normalize_getitem,
+    "index": _normalize_index,
+    "index_select": _normalize_index,
     "setitem": _normalize_setitem,
     "to": _normalize_to,
 }

@@ -9,7 +9,7 @@ instead of guessing. The view only reads; the graph is untouched.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,27 @@ OUTPUT = "output"
 INPUT = "placeholder"
 
 
+@dataclass(frozen=True)
+class Context:
+    """What surrounds a value: arguments of the open autocast contexts, outermost first, and grad mode.
+
+    Both as far as the graph itself sets them; what was on when it was captured holds besides.
+    """
+
+    autocast: tuple[tuple[Any, ...], ...] = ()
+    grad: bool = True
+
+    def after(self, node: fx.Node) -> Context:
+        """The context behind ``node``."""
+        if node.target is torch.amp.autocast_mode._enter_autocast:
+            return replace(self, autocast=(*self.autocast, tuple(node.args)))
+        if node.target is torch.amp.autocast_mode._exit_autocast:
+            return replace(self, autocast=self.autocast[:-1])
+        if node.target is torch._C._set_grad_enabled:
+            return replace(self, grad=bool(node.args[0]))
+        return self
+
+
 @dataclass(eq=False)
 class Value:
     """What one node computes at one point of the graph.
@@ -30,6 +51,7 @@ class Value:
         node: the FX node that computes it.
         args: arguments by name, nodes replaced by the values they stand for at that point.
         position: index in the graph's order.
+        context: autocast and grad mode at that point.
         reads: what each FX node among the arguments stood for at that point.
         users: the values that read this one.
         writes_input: the write lands in storage that the graph does not own, so it is a side effect.
@@ -40,6 +62,7 @@ class Value:
     node: fx.Node
     args: dict[str, Any]
     position: int
+    context: Context = Context()
     reads: dict[fx.Node, Value] = field(default_factory=dict)
     users: list[Value] = field(default_factory=list)
     writes_input: bool = False
@@ -119,6 +142,7 @@ class _Reader:
         self.root: dict[fx.Node, fx.Node] = {}  # the node whose storage a node may share
         self.sharing: dict[fx.Node, list[fx.Node]] = {}
         self.values: list[Value] = []
+        self.context = Context()
 
     def read(self) -> ValueGraph:
         of = {}
@@ -135,7 +159,8 @@ class _Reader:
     def _read_node(self, node: fx.Node) -> Value:
         call = canonicalize(node)
         name, args, writes = (call.name, dict(call.args), call.writes) if call else (node.op, _raw_args(node), None)
-        value = self._add(Value(name, node, self._resolve(args), len(self.values)))
+        self.context = self.context.after(node)
+        value = self._add(Value(name, node, self._resolve(args), len(self.values), self.context))
         value.reads = {n: self.now[n] for n in node.all_input_nodes}
         self._share(node, value, writes)
         self.now[node] = value

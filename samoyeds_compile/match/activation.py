@@ -154,6 +154,8 @@ class ActivationReader:
             return f"to({self._text(value.input)}, {str(value.dtype).removeprefix('torch.')!r})"
         if value.op in ("clamp", "clamp_min", "clamp_max"):
             return self._clamp(value)
+        if value.op == "dropout" and (value.arg("p") == 0 or value.arg("training") is False):
+            return self._text(value.input)
         if value.op == "neg":
             return f"(-{self._text(value.input)})"
         if value.op == "gelu":

@@ -76,7 +76,7 @@ class _Routing:
         """``(ids_s >= E).unsqueeze(-1)``, where expert parallelism is on."""
         tests = [u for u in self.sorted_ids.users if u.op == "ge" and u.arg("other") == self.num_experts]
         masks = [m for t in tests for m in t.users if m.op == "unsqueeze"]
-        return masks[0] if masks else None
+        return next((mask for mask in masks if mask.users), None)
 
     @property
     def row_ids(self) -> tuple[Value, ...]:

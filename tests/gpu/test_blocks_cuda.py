@@ -1,4 +1,4 @@
-"""The same blocks on a CUDA device: forward and gradients against eager, every dtype, no host synchronisation in bf16."""
+"""The same blocks on a CUDA device: forward and gradients against eager, and no host synchronisation in bf16."""
 
 import pytest
 import torch
