@@ -27,7 +27,7 @@ def rewrite_region(region: MoERegion) -> fx.Node:
     graph, old = region.graph.module.graph, region.output.node
     last = old.prev
     with graph.inserting_before(old):
-        new = emit_region(region, graph, lambda value: value.node)
+        new = emit_region(region, graph, lambda value: value.holder)
     added = nodes_between(last, old)
     for node in added:
         copy_origin(region.down.result.node, node)

@@ -49,6 +49,7 @@ class Value:
     Attributes:
         op: canonical op name; ``placeholder``, ``output``, ``aliased_write`` and FX's own op kinds for the rest.
         node: the FX node that computes it.
+        holder: the FX node to read it from: for a write the tensor written to (``t[i] = v`` itself returns nothing).
         args: arguments by name, nodes replaced by the values they stand for at that point.
         position: index in the graph's order.
         context: autocast and grad mode at that point.
@@ -62,6 +63,7 @@ class Value:
     node: fx.Node
     args: dict[str, Any]
     position: int
+    holder: fx.Node
     context: Context = Context()
     reads: dict[fx.Node, Value] = field(default_factory=dict)
     users: list[Value] = field(default_factory=list)
@@ -83,7 +85,7 @@ class Value:
     @property
     def example(self) -> Any:
         """The fake tensor (or number, or tuple) that Dynamo recorded for the node."""
-        return self.node.meta.get("example_value")
+        return self.holder.meta.get("example_value")
 
     @property
     def shape(self) -> tuple[Any, ...]:
@@ -160,7 +162,7 @@ class _Reader:
         call = canonicalize(node)
         name, args, writes = (call.name, dict(call.args), call.writes) if call else (node.op, _raw_args(node), None)
         self.context = self.context.after(node)
-        value = self._add(Value(name, node, self._resolve(args), len(self.values), self.context))
+        value = self._add(Value(name, node, self._resolve(args), len(self.values), writes or node, self.context))
         value.reads = {n: self.now[n] for n in node.all_input_nodes}
         self._share(node, value, writes)
         self.now[node] = value
@@ -194,7 +196,7 @@ class _Reader:
 
     def _aliased(self, node: fx.Node, write: Value) -> Value:
         base = self.now[node]
-        alias = Value("aliased_write", node, {"input": base, "write": write}, write.position)
+        alias = Value("aliased_write", node, {"input": base, "write": write}, write.position, node)
         alias.writes_input = write.writes_input
         return self._add(alias)
 

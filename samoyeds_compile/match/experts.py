@@ -164,7 +164,7 @@ def collect_members(region: MoERegion) -> list[Value]:
         require(value.op != "aliased_write", "the block reads a tensor that shares storage with one written to", value)
         require(not value.writes_input, "the block writes to one of its inputs", value)
         members.add(value)
-        stack.extend(o for o in value.operands if o.is_tensor or o.op == "index_put")
+        stack.extend(o for o in value.operands if o.is_tensor)
     _require_live_inputs(region)
     repeated = [v for v in escaping(members, region.output) if v.op in MATRIX_PRODUCTS]
     require(not repeated, "rows of the experts are read outside the block and would be computed twice", *repeated[:1])

@@ -62,6 +62,26 @@ def test_spelling(name):
     assert [(b.rewritten, b.reason) for b in report.blocks] == [(True, None)]
 
 
+class MaskedRouter(Block):
+    """Routing tensors that are written to in place before the experts read them."""
+
+    def forward(self, x):
+        weights, ids = self.router(x).softmax(-1).topk(self.top_k, -1)
+        weights /= weights.sum(-1, keepdim=True)
+        weights[0] = 0.5
+        ids[ids == 3] = 1
+        return self.grouped(x, ids, weights) if self.style == "grouped" else self.gathered(x, ids, weights)
+
+
+@pytest.mark.parametrize("style", ["grouped", "gathered"])
+def test_operands_written_in_place_before_the_block(style):
+    torch._dynamo.reset()
+    model, report, x = MaskedRouter(style), Report(), torch.randn(9, 16)
+    compiled = torch.compile(model, backend="samoyeds", options={"base": "eager", "report": report})
+    torch.testing.assert_close(compiled(x), model(x))
+    assert [(b.rewritten, b.reason) for b in report.blocks] == [(True, None)]
+
+
 class OnCuda(Block):
     """As transformers runs it on CUDA: ints into the histogram, bf16 products; with or without sentinels."""
 
