@@ -11,8 +11,11 @@ Several processes may dump into one folder: each graph takes a fresh number, and
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Sequence
@@ -22,7 +25,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from samoyeds_compile.errors import OptionError
 from samoyeds_compile.report.model import SCHEMA_VERSION, GraphReport
+
+logger = logging.getLogger(__name__)
 
 _TEMPLATE = '''"""{title}
 
@@ -115,8 +121,15 @@ class GraphDump:
         self.graph("before", gm)
 
     def graph(self, name: str, gm: fx.GraphModule) -> None:
-        """Write the graph as it is now to ``<name>.py``."""
-        _write(self.folder / f"{name}.py", _as_program(name, gm, self.inputs))
+        """Write the graph as it is now to ``<name>.py``; a graph that cannot be written down costs only its file."""
+        try:
+            program = _as_program(name, gm, self.inputs)
+        except Exception:
+            logger.warning("samoyeds could not write %s of graph %s as a program", name, self.folder, exc_info=True)
+            program = f"# This graph could not be written as a program; its nodes were:\n{gm.graph}".replace(
+                "\n", "\n# "
+            )
+        _write(self.folder / f"{name}.py", program)
 
     def finish(self, report: GraphReport) -> None:
         """Write the graph's report and bring the folder's ``report.json`` up to date."""
@@ -127,16 +140,17 @@ class GraphDump:
 
 
 def _fresh_folder(root: Path) -> Path:
-    root.mkdir(parents=True, exist_ok=True)
-    number = 0
-    while True:
-        folder = root / f"graph_{number:03d}"
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return folder
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count():
+            folder = root / f"graph_{number:03d}"
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                return folder
+    except OSError as error:
+        remedy = "give a folder that can be created and written to"
+        raise OptionError(f"option 'dump' is {str(root)!r}, which does not work ({error}); {remedy}") from error
+    raise AssertionError("unreachable")
 
 
 def _write(path: Path, text: str) -> None:

@@ -142,6 +142,14 @@ def test_dump_numbers_graphs_and_gathers_them(tmp_path):
     assert [g["dump"][-9:] for g in gathered["graphs"]] == ["graph_000", "graph_001"]
 
 
+def test_a_dump_folder_that_cannot_be_made_names_itself(tmp_path):
+    torch._dynamo.reset()
+    (tmp_path / "file").write_text("")
+    options = {"base": "eager", "dump": tmp_path / "file" / "below"}
+    with pytest.raises(Exception, match="option 'dump' is .*give a folder"):
+        torch.compile(Block(), backend="samoyeds", options=options)(torch.randn(6, 16))
+
+
 def test_environment_switches_the_dump_on(tmp_path, monkeypatch):
     torch._dynamo.reset()
     monkeypatch.setenv("SAMOYEDS_DUMP", str(tmp_path))
