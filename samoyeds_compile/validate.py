@@ -12,13 +12,14 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from samoyeds_compile.graph.extract import extract
-from samoyeds_compile.graph.values import Value
+from samoyeds_compile.graph.values import Value, hint
 from samoyeds_compile.lower.stages import lower_experts
 from samoyeds_compile.match.region import Carried, MoERegion
 from samoyeds_compile.rewrite import emit_region
@@ -77,7 +78,7 @@ def structure_key(region: MoERegion) -> str:
     def show(node: fx.Node) -> str:
         return f"%{number.get(node, node.meta.get('example_value'))}"
 
-    lines = [f"{v.dtype}{list(map(str, v.shape[1:]))}{v.example.device}" for v in region.inputs]
+    lines = [f"{v.dtype}{list(map(str, v.shape[1:]))}{getattr(v.example, 'device', v.example)}" for v in region.inputs]
     for value in region.members:
         args = fx.map_arg((value.node.args, value.node.kwargs), show)
         lines.append(f"{value.op} {value.node.target} {args} {value.dtype}")
@@ -178,7 +179,7 @@ def _compare(region: MoERegion, sizes: _Sizes, case: Case, needs_grad: bool) -> 
     return max(_deviation(a, e) for a, e in zip(actual, expected, strict=True))
 
 
-def _replacement(region: MoERegion, inputs: list[Tensor]) -> fx.GraphModule:
+def _replacement(region: MoERegion, inputs: list[Any]) -> fx.GraphModule:
     """The replacement as a module, lowered as it will be in the user's graph."""
     graph = fx.Graph()
     placeholders = {value: graph.placeholder(f"input_{i}") for i, value in enumerate(region.inputs)}
@@ -203,11 +204,13 @@ def _replaying(region: MoERegion) -> Iterator[None]:
         yield
 
 
-def _random_inputs(region: MoERegion, sizes: _Sizes, case: Case) -> list[Tensor]:
+def _random_inputs(region: MoERegion, sizes: _Sizes, case: Case) -> list[Any]:
     generator = torch.Generator().manual_seed(len(case.name))
     device = region.x.example.device
 
-    def tensor(value: Value) -> Tensor:
+    def tensor(value: Value) -> Any:
+        if not value.is_tensor:
+            return hint(value.example)  # a number that Dynamo keeps symbolic, such as a clamp's limit
         if value is region.expert_ids:
             ids = case.ids(case.tokens, region.top_k, region.num_experts, generator)
             return ids.to(device=device, dtype=value.dtype)
@@ -232,7 +235,7 @@ def _replayed_shape(value: Value, region: MoERegion, sizes: _Sizes, tokens: int)
     if value in (region.up.weight, region.down.weight):
         return region.num_experts, *_weight_shape(value, region, sizes)
     if value is region.up.bias:
-        return value.shape[0], width[value.shape[1]]
+        return value.shape[0], width.get(value.shape[1], value.shape[1])
     if value is region.down.bias:
         return value.shape[0], sizes.h
     by_size = width if _reads(region.carried_activation, value) else hidden
@@ -252,16 +255,20 @@ def _reads(carried: Carried | None, value: Value) -> bool:
     return carried is not None and value in carried.externals
 
 
-def _results(module: fx.GraphModule, inputs: list[Tensor], needs_grad: bool) -> list[Tensor]:
+def _results(module: fx.GraphModule, inputs: list[Any], needs_grad: bool) -> list[Tensor]:
     """The output, and the gradients of every floating input for a fixed cotangent."""
-    leaves = [t.detach().requires_grad_(needs_grad and t.dtype.is_floating_point) for t in inputs]
+    leaves = [_leaf(t, needs_grad) if isinstance(t, Tensor) else t for t in inputs]
     out = module(*leaves)
     if not needs_grad:
         return [out]
-    differentiable = [t for t in leaves if t.requires_grad]
+    differentiable = [t for t in leaves if isinstance(t, Tensor) and t.requires_grad]
     cotangent = torch.linspace(-1, 1, out.numel(), device=out.device).view(out.shape).to(out.dtype)
     grads = torch.autograd.grad(out, differentiable, cotangent, allow_unused=True)
     return [out, *(torch.zeros_like(t) if g is None else g for g, t in zip(grads, differentiable, strict=True))]
+
+
+def _leaf(tensor: Tensor, needs_grad: bool) -> Tensor:
+    return tensor.detach().requires_grad_(needs_grad and tensor.dtype.is_floating_point)
 
 
 def _deviation(actual: Tensor, expected: Tensor) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from samoyeds_compile.graph.ops import SIGNATURES
-from samoyeds_compile.graph.values import Value
+from samoyeds_compile.graph.values import Value, hint
 
 
 def extract(
@@ -50,7 +50,7 @@ def _substitution(
             return placeholders[meaning]
         if node in copies:
             return copies[node]
-        return meaning.example  # a size of the graph that no literal stands for
+        return hint(meaning.example)  # a size of the graph that no literal stands for
 
     return substitute
 

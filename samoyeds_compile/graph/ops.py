@@ -7,13 +7,17 @@ arguments, so that a pattern is written once.
 
 from __future__ import annotations
 
-import operator
+import functools
+import inspect
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
+
+Writes = tuple[fx.Node, ...]
 
 
 @dataclass(frozen=True)
@@ -23,12 +27,12 @@ class Call:
     Attributes:
         name: canonical op name, without namespace for ATen, ``namespace::name`` for other operator libraries.
         args: arguments by parameter name; those of an op without a known signature are named ``"0"``, ``"1"``, ...
-        writes: the FX node that the call mutates, if any.
+        writes: the FX nodes that the call mutates.
     """
 
     name: str
     args: Mapping[str, Any]
-    writes: fx.Node | None = None
+    writes: Writes = ()
 
 
 SIGNATURES: Mapping[str, tuple[str, ...]] = {
@@ -103,8 +107,10 @@ SYNONYMS: Mapping[str, str] = {
     "itruediv": "div_",
     "ifloordiv": "floor_divide_",
     "ipow": "pow_",
-    "square_": "square_",
 }
+
+IN_PLACE_OPERATORS = frozenset("iand iconcat ilshift imatmul imod ior irshift ixor setitem delitem".split())
+"""Functions of the `operator` module that write and have no canonical name of their own."""
 
 CASTS: Mapping[str, torch.dtype] = {
     "float": torch.float32,
@@ -131,13 +137,11 @@ def canonicalize(node: fx.Node) -> Call | None:
     if name is None:
         return None
     name = SYNONYMS.get(name, name)
-    writes = None
-    if _is_in_place(name):
-        name, writes = SYNONYMS.get(name[:-1], name[:-1]), _first_node(node)
-    elif node.kwargs.get("inplace") is True:
-        writes = _first_node(node)
-    elif isinstance(node.kwargs.get("out"), fx.Node):
-        name, writes = f"{name}.out", _node_or_none(node.kwargs["out"])
+    writes = written_nodes(node, name)
+    if _is_in_place(name) and "::" not in name:
+        name = SYNONYMS.get(name[:-1], name[:-1])
+    elif "out" in node.kwargs:
+        name = f"{name}.out"
     return _normalize(node, name, writes)
 
 
@@ -154,19 +158,54 @@ def _spelled_name(node: fx.Node) -> str | None:
     return getattr(target, "__name__", str(target))
 
 
+def written_nodes(node: fx.Node, name: str) -> tuple[fx.Node, ...]:
+    """The tensors that a call writes to: by its schema where it has one, by PyTorch's naming rules otherwise."""
+    written: list[Any] = [node.kwargs.get("out")]
+    written += [node.args[i] if isinstance(i, int) else node.kwargs[i] for i in _written_by_schema(node)]
+    if _is_in_place(name) or name in IN_PLACE_OPERATORS or _inplace_flag(node):
+        written.append(node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("self")))
+    found: list[fx.Node] = []
+    fx.map_arg(written, found.append)
+    return tuple(dict.fromkeys(found))
+
+
 def _is_in_place(name: str) -> bool:
-    return name.endswith("_") and not name.startswith("_") and "::" not in name
+    return name.endswith("_") and not name.endswith("__")
 
 
-def _first_node(node: fx.Node) -> fx.Node | None:
-    return _node_or_none(node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("self")))
+def _written_by_schema(node: fx.Node) -> list[int | str]:
+    """Positions and keywords of the arguments that a custom or ATen operator declares as written to."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        schemas = [target._schema]
+    elif isinstance(target, torch._ops.OpOverloadPacket):
+        schemas = [getattr(target, overload)._schema for overload in target.overloads()]
+    else:
+        return []
+    written = [
+        (i, a.name) for s in schemas for i, a in enumerate(s.arguments) if a.alias_info and a.alias_info.is_write
+    ]
+    positions: list[int | str] = [i for i, _ in written if i < len(node.args)]
+    return positions + [name for _, name in written if name in node.kwargs]
 
 
-def _node_or_none(argument: object) -> fx.Node | None:
-    return argument if isinstance(argument, fx.Node) else None
+def _inplace_flag(node: fx.Node) -> bool:
+    """Whether ``inplace=True`` is passed, by keyword or by position, to a function of `torch.nn.functional`."""
+    if node.kwargs.get("inplace") is True:
+        return True
+    position = _inplace_position(node.target) if node.op == "call_function" else None
+    return position is not None and position < len(node.args) and node.args[position] is True
 
 
-def _normalize(node: fx.Node, name: str, writes: fx.Node | None) -> Call:
+@functools.lru_cache(maxsize=512)
+def _inplace_position(target: Any) -> int | None:
+    if not isinstance(target, types.FunctionType):
+        return None
+    parameters = list(inspect.signature(target).parameters)
+    return parameters.index("inplace") if "inplace" in parameters else None
+
+
+def _normalize(node: fx.Node, name: str, writes: Writes) -> Call:
     if name in CASTS and node.op == "call_method":
         return Call("to", {"input": node.args[0], "dtype": CASTS[name]}, writes)
     if name in _NORMALIZERS:
@@ -189,7 +228,7 @@ def _shape(node: fx.Node) -> tuple[Any, ...]:
     return tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else tuple(sizes)
 
 
-def _normalize_to(node: fx.Node, name: str, writes: fx.Node | None) -> Call:
+def _normalize_to(node: fx.Node, name: str, writes: Writes) -> Call:
     """``x.to(dtype)`` and its spellings; a move to another device keeps its own name."""
     arguments = [*node.args[1:], *node.kwargs.values()]
     dtypes = [a for a in arguments if isinstance(a, torch.dtype)]
@@ -198,17 +237,32 @@ def _normalize_to(node: fx.Node, name: str, writes: fx.Node | None) -> Call:
     return Call("to_other", bind("to_other", node.args, node.kwargs), writes)
 
 
-def _normalize_getitem(node: fx.Node, name: str, writes: fx.Node | None) -> Call:
+def _normalize_getitem(node: fx.Node, name: str, writes: Writes) -> Call:
     container, key = node.args
     value = container.meta.get("example_value") if isinstance(container, fx.Node) else None
     if not isinstance(value, torch.Tensor):
         return Call("item", {"input": container, "key": key}, writes)
+    if _is_unsqueeze(key):
+        return Call("unsqueeze", {"input": container, "dim": _unsqueezed_dim(key)}, writes)
     if has_node(key):
         return Call("index", {"input": container, "indices": key if isinstance(key, tuple) else (key,)}, writes)
     return Call("slice", {"input": container, "key": key if isinstance(key, tuple) else (key,)}, writes)
 
 
-def _normalize_index(node: fx.Node, name: str, writes: fx.Node | None) -> Call:
+def _is_unsqueeze(key: Any) -> bool:
+    """``x[:, None]``: one new axis, everything else whole."""
+    parts = key if isinstance(key, tuple) else (key,)
+    others = [part for part in parts if part is not None]
+    return len(parts) - len(others) == 1 and all(p is Ellipsis or p == slice(None) for p in others)
+
+
+def _unsqueezed_dim(key: Any) -> int:
+    parts = key if isinstance(key, tuple) else (key,)
+    at = next(i for i, part in enumerate(parts) if part is None)
+    return at - len(parts) if any(part is Ellipsis for part in parts[:at]) else at
+
+
+def _normalize_index(node: fx.Node, name: str, writes: Writes) -> Call:
     """``aten.index(x, [i])`` and ``index_select(x, 0, i)`` are ``x[i]``."""
     args = bind(name, node.args, node.kwargs)
     if name == "index_select":
@@ -218,20 +272,20 @@ def _normalize_index(node: fx.Node, name: str, writes: fx.Node | None) -> Call:
     return Call("index", args | {"indices": tuple(args["indices"])}, writes)
 
 
-def _normalize_setitem(node: fx.Node, name: str, writes: fx.Node | None) -> Call:
+def _normalize_setitem(node: fx.Node, name: str, writes: Writes) -> Call:
     container, key, value = node.args
     args = {"input": container, "indices": key if isinstance(key, tuple) else (key,), "values": value}
-    return Call("index_put", args, container if isinstance(container, fx.Node) else None)
+    return Call("index_put", args, (container,) if isinstance(container, fx.Node) else ())
 
 
-def _normalize_getattr(node: fx.Node, name: str, writes: fx.Node | None) -> Call:
+def _normalize_getattr(node: fx.Node, name: str, writes: Writes) -> Call:
     container, attribute = node.args
     if attribute == "mT":
         return Call("transpose", {"input": container, "dim0": -2, "dim1": -1}, writes)
     return Call("getattr", {"input": container, "name": attribute}, writes)
 
 
-def _normalize_arange(node: fx.Node, name: str, writes: fx.Node | None) -> Call:
+def _normalize_arange(node: fx.Node, name: str, writes: Writes) -> Call:
     """``arange(end)`` and ``arange(start, end)`` share a name but not their first parameter."""
     args = (0, *node.args) if len(node.args) == 1 else node.args
     return Call("arange", {"start": 0} | bind("arange", args, node.kwargs), writes)
@@ -246,8 +300,6 @@ _NORMALIZERS = {
     "setitem": _normalize_setitem,
     "to": _normalize_to,
 }
-
-assert operator.setitem.__name__ == "setitem"  # the names above are those of the `operator` module
 
 
 def has_node(argument: Any) -> bool:

@@ -8,7 +8,9 @@ instead of guessing. The view only reads; the graph is untouched.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections import defaultdict
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -122,6 +124,11 @@ class ValueGraph:
         return [v for v in self.values if v.op in names]
 
 
+def hint(size: Any) -> Any:
+    """The number that a symbolic size or float had when the graph was captured."""
+    return size.node.hint if isinstance(size, (torch.SymInt, torch.SymFloat, torch.SymBool)) else size
+
+
 def read_values(module: fx.GraphModule) -> ValueGraph:
     """Build the functional view of one GraphModule."""
     return _Reader(module).read()
@@ -141,8 +148,9 @@ class _Reader:
     def __init__(self, module: fx.GraphModule) -> None:
         self.module = module
         self.now: dict[fx.Node, Value] = {}  # what each node means at the point reached
-        self.root: dict[fx.Node, fx.Node] = {}  # the node whose storage a node may share
-        self.sharing: dict[fx.Node, list[fx.Node]] = {}
+        self.storages: dict[fx.Node, frozenset[Hashable]] = {}
+        self.sharing: dict[Hashable, list[fx.Node]] = defaultdict(list)  # nodes by the storage they share
+        self.owned_elsewhere: set[Hashable] = set()  # storages of the graph's inputs
         self.values: list[Value] = []
         self.context = Context()
 
@@ -160,13 +168,16 @@ class _Reader:
 
     def _read_node(self, node: fx.Node) -> Value:
         call = canonicalize(node)
-        name, args, writes = (call.name, dict(call.args), call.writes) if call else (node.op, _raw_args(node), None)
+        name, args, writes = (call.name, dict(call.args), call.writes) if call else (node.op, _raw_args(node), ())
+        if isinstance(node.target, torch._ops.HigherOrderOperator) and _body_writes(node):
+            writes = tuple(n for n in node.all_input_nodes if isinstance(n.meta.get("example_value"), torch.Tensor))
         self.context = self.context.after(node)
-        value = self._add(Value(name, node, self._resolve(args), len(self.values), writes or node, self.context))
+        holder = writes[0] if len(writes) == 1 else node
+        value = self._add(Value(name, node, self._resolve(args), len(self.values), holder, self.context))
         value.reads = {n: self.now[n] for n in node.all_input_nodes}
-        self._share(node, value, writes)
         self.now[node] = value
-        if writes is not None:
+        self._share(node, value)
+        if writes:
             self._write(writes, value)
         return value
 
@@ -174,25 +185,26 @@ class _Reader:
         self.values.append(value)
         return value
 
-    def _share(self, node: fx.Node, value: Value, writes: fx.Node | None) -> None:
-        base = value.args.get("input")
-        shares = writes is not None or value.op in VIEWS
-        if value.op == "item" and isinstance(base, Value):
-            shares = base.op in VIEWS  # the pieces of a chunk share storage, the results of a sort do not
-        source = writes or (base.node if isinstance(base, Value) else None)
-        root = self.root[source] if shares and source is not None else node
-        self.root[node] = root
-        self.sharing.setdefault(root, []).append(node)
+    def _share(self, node: fx.Node, value: Value) -> None:
+        keys = _storages_of(node)
+        by_name = value.op == "unfold" or (not keys and value.op in VIEWS)  # no storage, or a fake one of its own
+        if by_name and isinstance(value.input, Value):
+            keys |= self.storages[value.input.node]
+        self.storages[node] = keys or frozenset((node,))
+        for key in self.storages[node]:
+            self.sharing[key].append(node)
+        if node.op in ("placeholder", "get_attr"):
+            self.owned_elsewhere |= self.storages[node]
 
-    def _write(self, target: fx.Node, value: Value) -> None:
-        """From here on ``target`` means ``value``; other nodes that may share its storage mean something unknown."""
-        root = self.root[target]
-        value.writes_input = root.op in ("placeholder", "get_attr")
-        for node in self.sharing[root]:
-            if node in (value.node,):
+    def _write(self, targets: tuple[fx.Node, ...], value: Value) -> None:
+        """From here on a target means ``value``; other nodes that share its storage mean something unknown."""
+        keys = frozenset[Hashable]().union(*(self.storages[t] for t in targets))
+        value.writes_input = not keys.isdisjoint(self.owned_elsewhere)
+        for node in dict.fromkeys(n for key in keys for n in self.sharing[key]):
+            if node is value.node:
                 continue
             self.now[node].superseded = value.position
-            self.now[node] = value if node is target else self._aliased(node, value)
+            self.now[node] = value if targets == (node,) else self._aliased(node, value)
 
     def _aliased(self, node: fx.Node, write: Value) -> Value:
         base = self.now[node]
@@ -210,6 +222,24 @@ class _Reader:
         if isinstance(argument, slice):
             return slice(*(self._resolve(a) for a in (argument.start, argument.stop, argument.step)))
         return argument
+
+
+def _storages_of(node: fx.Node) -> frozenset[Hashable]:
+    """Identities of the storages behind a node's tensors: views share theirs, and Dynamo's fake tensors keep that."""
+    found: set[Hashable] = set()
+    for leaf in torch.utils._pytree.tree_leaves(node.meta.get("example_value")):
+        if isinstance(leaf, torch.Tensor):
+            with contextlib.suppress(NotImplementedError, RuntimeError):  # a subclass may have no storage
+                found.add(leaf.untyped_storage()._cdata)
+    return frozenset(found)
+
+
+def _body_writes(node: fx.Node) -> bool:
+    """Whether a body of a higher-order op (a checkpointed layer) writes to what it is given."""
+    owner = node.graph.owning_module
+    attributes = [n.target for n in node.all_input_nodes if n.op == "get_attr"]
+    bodies = [getattr(owner, str(name), None) for name in attributes]
+    return any(v.writes_input for b in bodies if isinstance(b, fx.GraphModule) for v in read_values(b).values)
 
 
 def _raw_args(node: fx.Node) -> dict[str, Any]:

@@ -90,6 +90,7 @@ def added_bias(projection: Value, ids: tuple[Value, ...], num_experts: int) -> t
         return projection, None
     bias = other.input
     fits = len(other.arg("indices")) == 1 and len(bias.shape) == 2 and bias.shape[0] == num_experts
+    fits = fits and bias.shape[1] in (1, projection.shape[-1])
     require(fits, "the rows added to the projection are no bias [E, out]", other)
     require(total.dtype == projection.dtype, "adding the bias changes the dtype", total)
     return total, bias
@@ -102,6 +103,11 @@ def masked(value: Value, mask: Value | None) -> Value:
         return value
     require(filled.arg("value") == 0, "sentinel rows are filled with something other than zero", filled)
     return filled
+
+
+def require_one_dtype(up: Linear, down: Linear) -> None:
+    """Both projections compute in the same dtype."""
+    require(up.compute_dtype == down.compute_dtype, "the two projections compute in different dtypes", down.result)
 
 
 def find_activation(up: Linear, down_rows: Value, down: Value, transposed: bool) -> dict[str, Any]:
@@ -166,9 +172,18 @@ def collect_members(region: MoERegion) -> list[Value]:
         members.add(value)
         stack.extend(o for o in value.operands if o.is_tensor)
     _require_live_inputs(region)
+    _require_one_context(members)
     repeated = [v for v in escaping(members, region.output) if v.op in MATRIX_PRODUCTS]
     require(not repeated, "rows of the experts are read outside the block and would be computed twice", *repeated[:1])
     return sorted(members, key=lambda v: v.position)
+
+
+def _require_one_context(members: set[Value]) -> None:
+    """``no_grad`` or autocast around a part of the block would need an op that switches them half way."""
+    rows = [v for v in members if v.dtype is not None and v.dtype.is_floating_point and len(v.shape) >= 2]
+    first = min(rows, key=lambda v: v.position)
+    for value in rows:
+        require(value.context == first.context, "grad mode or autocast changes inside the block", value)
 
 
 def _require_live_inputs(region: MoERegion) -> None:

@@ -26,6 +26,7 @@ from samoyeds_compile.match.experts import (
     flat_routing,
     is_column,
     reduce_top_k,
+    require_one_dtype,
     require_routing,
     require_weight,
     same_size,
@@ -72,6 +73,7 @@ def _match(graph: ValueGraph, row_ids: Value, products: list[Value]) -> MoERegio
     flat_ids = _unclamped(row_ids, num_experts)
     expert_ids = flat_routing(flat_ids, "expert ids")
     up, down = (p.linear(row_ids, num_experts) for p in (first, second))
+    require_one_dtype(up, down)
     activation = find_activation(up, second.rows, second.weight, second.transposed)
     weighted, rows, expert_weights = _weighting(second, down, flat_ids, row_ids, num_experts)
     require_routing(expert_ids, expert_weights, top_k)

@@ -27,6 +27,7 @@ from samoyeds_compile.match.experts import (
     flat_routing,
     masked,
     reduce_top_k,
+    require_one_dtype,
     require_routing,
     require_weight,
     same_size,
@@ -59,9 +60,8 @@ class _Routing:
 
     def __init__(self, offsets: Value, num_experts: int) -> None:
         sorted_ids = _histogrammed(offsets, num_experts)
-        require(
-            sorted_ids.op == "item" and sorted_ids.input.op == "sort", "the rows are not sorted by expert", sorted_ids
-        )
+        is_sorted = sorted_ids.op == "item" and sorted_ids.input.op == "sort" and sorted_ids.arg("key") == 0
+        require(is_sorted, "the rows are not sorted by expert", sorted_ids)
         sort = sorted_ids.input
         ascending = sort.arg("dim", -1) in (-1, 0) and not sort.arg("descending", False)
         require(ascending, "the expert ids are not sorted in ascending order", sort)
@@ -82,7 +82,7 @@ class _Routing:
     def row_ids(self) -> tuple[Value, ...]:
         """Values that hold the expert of each row: the sorted ids, and those clamped to stay below E."""
         clamped = [u for u in self.sorted_ids.users if u.op == "clamp" and u.arg("max") == self.num_experts - 1]
-        return (self.sorted_ids, *clamped)
+        return (self.sorted_ids, *(c for c in clamped if c.arg("min") is None))
 
 
 def _histogrammed(offsets: Value, num_experts: int) -> Value:
@@ -113,6 +113,8 @@ def _match(graph: ValueGraph, offsets: Value, products: list[Value]) -> MoERegio
     x, top_k = _gathered_tokens(first, routing)
     up = _projection(first, up_weight, not up_flipped, routing)
     down = _projection(second, down_weight, not down_flipped, routing)
+    require_one_dtype(up, down)
+    _require_masked(down, routing)
     expert_weights, weighted = _weighting(routing, top_k)
     require_routing(routing.expert_ids, expert_weights, top_k)
     require(same_size(x.shape[0], routing.expert_ids.shape[0]), "tokens and expert ids differ in number", x)
@@ -153,6 +155,12 @@ def _projection(product: Value, weight: Value, transposed: bool, routing: _Routi
     result = masked(total, routing.mask)
     assert product.dtype is not None
     return Linear(weight, bias, transposed, result, product.dtype)
+
+
+def _require_masked(down: Linear, routing: _Routing) -> None:
+    """With clamped ids a sentinel's row gets the last expert's bias, unless the block masks it away."""
+    exposed = down.bias is not None and routing.mask is not None and down.result.op != "masked_fill"
+    require(not exposed, "rows of sentinel ids get a bias and are not masked", down.result)
 
 
 def _weighting(routing: _Routing, top_k: Any) -> tuple[Value, Value]:

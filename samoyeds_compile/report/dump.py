@@ -26,6 +26,7 @@ import torch
 from torch import fx
 
 from samoyeds_compile.errors import OptionError
+from samoyeds_compile.graph.values import hint
 from samoyeds_compile.report.model import SCHEMA_VERSION, GraphReport
 
 logger = logging.getLogger(__name__)
@@ -187,11 +188,6 @@ def _input_of(example: Any, given: Any) -> str:
     if isinstance(given, torch.Tensor) and given.dim() == 0 and type(given) is torch.Tensor:
         return f"torch.tensor({given.item()!r}, dtype={given.dtype})"  # a number of the model, such as an epsilon
     if isinstance(example, torch.Tensor):
-        shape, stride = ([_hint(s) for s in sizes] for sizes in (example.shape, example.stride()))
+        shape, stride = ([hint(s) for s in sizes] for sizes in (example.shape, example.stride()))
         return f"tensor({shape}, {stride}, {example.dtype}, {example.requires_grad and example.is_leaf})"
-    return repr(_hint(given))
-
-
-def _hint(size: Any) -> Any:
-    """The number that a symbolic size had when the graph was captured."""
-    return size.node.hint if isinstance(size, (torch.SymInt, torch.SymFloat, torch.SymBool)) else size
+    return repr(hint(given))
