@@ -61,10 +61,9 @@ lint: $(STAMP) ## Check style, formatting and types
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 
-bench: $(STAMP) ## Run every benchmarks/bench_*.py
-	@set -e; for b in benchmarks/bench_*.py; do \
-	  [ -e "$$b" ] || { echo "there is no benchmarks/bench_*.py"; exit 0; }; \
-	  echo "== $$b"; $(PY) "$$b" $(ARGS); done
+bench: $(STAMP) ## Run the benchmarks; results go to benchmarks/results (half an hour; leave the machine alone)
+	@$(PY) -m benchmarks.block
+	@$(PY) -m benchmarks.compile_time
 
 wheel: $(STAMP) ## Build the wheel into dist/
 	@$(PY) -m build --wheel --no-isolation

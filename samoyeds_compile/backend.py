@@ -116,7 +116,7 @@ def rewrite_blocks(matches: Sequence[Match]) -> None:
     from samoyeds_compile.rewrite import rewrite_region
 
     for region, block in matches:
-        block.became = (str(rewrite_region(region).target),)
+        block.became = (str(rewrite_region(region).target).removesuffix(".default"),)
         block.rewritten = True
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,13 +57,12 @@ class Options:
         Raises:
             OptionError: an unknown key or mode, or a value of the wrong kind; the message lists what is valid.
         """
-        given = {k.replace("-", "_"): v for k, v in (options or {}).items()}
+        given = _with_text_names(options or {})
         ours = {k: given.pop(k) for k in list(given) if k in _FIELDS and k != "inductor"}
-        inductor = dict(given.pop("inductor", {})) | given
+        inductor = _parse_mapping("inductor", given.pop("inductor", {})) | given
         if mode is not None:
             ours["mode"] = mode
-        values = _from_environment() | ours
-        parsed = {k: _PARSERS[k](k, v) for k, v in values.items()}
+        parsed = _from_environment(besides=ours) | {k: _PARSERS[k](f"option {k!r}", v) for k, v in ours.items()}
         return cls(**parsed, inductor=_check_inductor(inductor))
 
     def inductor_patches(self) -> dict[str, Any]:
@@ -74,68 +73,83 @@ class Options:
         return {**mode, **self.inductor}
 
 
-def _from_environment() -> dict[str, str]:
+def _with_text_names(options: Mapping[Any, Any]) -> dict[str, Any]:
+    for name in options:
+        if not isinstance(name, str):
+            raise OptionError(f"option {name!r} is no text; options of samoyeds are {', '.join(_FIELDS)}")
+    return {name.replace("-", "_"): value for name, value in options.items()}
+
+
+def _from_environment(besides: Container[str]) -> dict[str, Any]:
+    """What the environment sets and the call does not."""
     found = {}
     for name in _PARSERS:
-        text = os.environ.get(ENVIRONMENT_PREFIX + name.upper())
-        if text and name != "report":
-            found[name] = text
+        variable = ENVIRONMENT_PREFIX + name.upper()
+        text = os.environ.get(variable)
+        if text and name not in besides and name != "report":
+            found[name] = _PARSERS[name](f"environment variable {variable}", text)
     return found
 
 
-def _bad(name: str, value: Any, expected: str) -> OptionError:
-    return OptionError(f"option {name!r} is {value!r}; it must be {expected}")
+def _bad(what: str, value: Any, expected: str) -> OptionError:
+    return OptionError(f"{what} is {value!r}; it must be {expected}")
 
 
-def _parse_bool(name: str, value: Any) -> bool:
+def _parse_mapping(what: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        return _with_text_names(value)
+    raise _bad(f"option {what!r}", value, "a mapping of Inductor's options")
+
+
+def _parse_bool(what: str, value: Any) -> bool:
     if isinstance(value, bool):
         return value
     words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
     if isinstance(value, str) and value.lower() in words:
         return words[value.lower()]
-    raise _bad(name, value, "True or False")
+    raise _bad(what, value, "True or False")
 
 
-def _parse_base(name: str, value: Any) -> str:
+def _parse_base(what: str, value: Any) -> str:
     if value not in BASES:
-        raise _bad(name, value, f"one of {', '.join(BASES)}")
+        raise _bad(what, value, f"one of {', '.join(BASES)}")
     return str(value)
 
 
-def _parse_mode(name: str, value: Any) -> str:
+def _parse_mode(what: str, value: Any) -> str:
     import torch._inductor
 
     modes = list(torch._inductor.list_mode_options())
     if value not in modes:
-        raise OptionError(f"mode {value!r} does not exist; valid modes are {', '.join(modes)}")
+        raise OptionError(f"{what} is {value!r}, and mode {value!r} does not exist; valid modes are {', '.join(modes)}")
     return str(value)
 
 
-def _parse_names(name: str, value: Any) -> tuple[str, ...]:
+def _parse_names(what: str, value: Any) -> tuple[str, ...]:
     from samoyeds_compile.match.driver import FAMILIES
 
     names = tuple(value.split(",")) if isinstance(value, str) else value
     if not isinstance(names, (tuple, list, set, frozenset)) or not all(isinstance(n, str) for n in names):
-        raise _bad(name, value, "a list of family names")
+        raise _bad(what, value, "a list of family names")
     known = [f.name for f in FAMILIES]
     unknown = [n for n in names if n not in known]
     if unknown:
-        raise OptionError(f"option {name!r} names the family {unknown[0]!r}; families are {', '.join(known)}")
+        raise OptionError(f"{what} names the family {unknown[0]!r}; families are {', '.join(known)}")
     return tuple(names)
 
 
-def _parse_path(name: str, value: Any) -> Path | None:
+def _parse_path(what: str, value: Any) -> Path | None:
     if value is None or isinstance(value, Path):
         return value
     if isinstance(value, str) and value:
         return Path(value)
-    raise _bad(name, value, "a folder")
+    raise _bad(what, value, "a folder")
 
 
-def _parse_callable(name: str, value: Any) -> Any:
+def _parse_callable(what: str, value: Any) -> Any:
     if value is None or callable(value):
         return value
-    raise _bad(name, value, "a samoyeds_compile.Report or another callable")
+    raise _bad(what, value, "a samoyeds_compile.Report or another callable")
 
 
 _PARSERS: Mapping[str, Callable[[str, Any], Any]] = {

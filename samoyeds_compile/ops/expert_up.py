@@ -65,8 +65,21 @@ def biased_linear(
     """One projection of all experts, with its bias."""
     if weight_layout not in WEIGHT_LAYOUTS:
         raise bad_operand("expert_linear", "weight_layout", f"is {weight_layout!r}", f"use one of {WEIGHT_LAYOUTS}")
-    y_S: Tensor = torch.ops.samoyeds.expert_linear(x_S, weight_E, offsets_E, weight_layout == "in_out")
+    in_out = weight_layout == "in_out"
+    if bias_E is not None:
+        _check_bias(bias_E, weight_E, in_out)
+    y_S: Tensor = torch.ops.samoyeds.expert_linear(x_S, weight_E, offsets_E, in_out)
     return y_S if bias_E is None else (y_S + expert_rows(bias_E, expert_S, offsets_E)).to(y_S.dtype)
+
+
+def _check_bias(bias_E: Tensor, weight_E: Tensor, in_out: bool) -> None:
+    experts, width = weight_E.shape[0], weight_E.shape[2 if in_out else 1]
+    if bias_E.dim() != 2 or bias_E.shape[0] != experts or bias_E.shape[1] not in (1, width):
+        remedy = f"pass [{experts}, {width}], one row an expert"
+        raise bad_operand("expert_linear", "bias", f"has shape {tuple(bias_E.shape)}", remedy)
+    if bias_E.device != weight_E.device:
+        reason = f"lies on {bias_E.device} and the weight on {weight_E.device}"
+        raise bad_operand("expert_linear", "bias", reason, "move them to one device")
 
 
 def split_gate(z_S: Tensor, gate_up_layout: str) -> dict[str, Tensor]:

@@ -64,6 +64,10 @@ def _check(x: Tensor, ids: Tensor, weights: Tensor, up_E: Tensor, activation: st
         raise bad_operand("moe_experts", "expert_weights", f"has shape {shape}", "give it the shape of expert_ids")
     if up_E.dim() != 3:
         raise bad_operand("moe_experts", "up", f"has rank {up_E.dim()}", "pass [E, out, in]")
+    if not x.device == ids.device == weights.device == up_E.device:
+        named = {"x": x, "expert_ids": ids, "expert_weights": weights, "up": up_E}
+        where = ", ".join(f"{tensor.device} ({name})" for name, tensor in named.items())
+        raise bad_operand("moe_experts", "operands", f"lie on {where}", "move them to one device")
     offered = {expr.PLAIN_NAME} if gate_up_layout == "none" else set(expr.GATED_NAMES)
     read = expr.names(activation)
     if not read <= offered:

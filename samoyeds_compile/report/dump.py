@@ -18,7 +18,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import torch
 from torch import fx
 
 from samoyeds_compile.errors import OptionError
-from samoyeds_compile.graph.values import hint
+from samoyeds_compile.graph.values import graph_modules, hint
 from samoyeds_compile.report.model import SCHEMA_VERSION, GraphReport
 
 logger = logging.getLogger(__name__)
@@ -169,13 +169,25 @@ def _as_program(name: str, gm: fx.GraphModule, inputs: str) -> str:
     return _TEMPLATE.format(
         title=f"The graph {'as Dynamo captured it' if is_first else name.replace('_', ' ')}.",
         check_note="" if is_first else ", and to compare the results with before.py",
-        imports="import transformers.integrations.moe" if "torch.ops.transformers" in code else "",
+        imports="\n".join(_imports(gm, code)),
         code=code,
         inputs=inputs,
         class_name=class_name,
         grad_mode="enable_grad" if torch.is_grad_enabled() else "no_grad",
         main_tail="" if is_first else _COMPARE,
     )
+
+
+def _imports(gm: fx.GraphModule, code: str) -> Iterator[str]:
+    """Import lines for the names that the graph's code uses beside torch's."""
+    if "torch.ops.transformers" in code:
+        yield "import transformers.integrations.moe"
+    names: dict[str, Any] = {}
+    for module in graph_modules(gm):
+        names |= module.graph.python_code("self").globals
+    for name, thing in names.items():
+        if name not in ("torch", "device", "inf", "nan", "NoneType") and callable(thing) and hasattr(thing, "__name__"):
+            yield f"from {thing.__module__} import {thing.__name__} as {name}"
 
 
 def _inputs_of(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> str:

@@ -45,19 +45,22 @@ def _summary(report: Report) -> Text:
 
 def _blocks(report: Report) -> Table:
     table = Table(title="MoE blocks", title_justify="left")
-    for name in ("module", "family", "E", "K", "H", "I", "activation", "weights", "router", "became"):
-        table.add_column(name, justify="right" if name in "EKHI" else "left", overflow="fold")
-    for block in report.blocks:
-        table.add_row(*_block_row(block))
+    for name in ("graph", "module", "family", "E, K, H, I", "activation", "weights", "router", "became"):
+        table.add_column(name, overflow="fold")
+    for graph in report.graphs:
+        for block in graph.blocks:
+            table.add_row(graph.name, *_block_row(block))
+    for block in report.uncaptured:
+        table.add_row("none", *_block_row(block))
     return table
 
 
 def _block_row(block: BlockReport) -> list[str | Text]:
     sizes = [block.experts, block.top_k, block.hidden_size, block.intermediate_size]
+    shape = ", ".join(str(size) for size in sizes if size is not None)
     weights = ", ".join(filter(None, [block.weight_layout, block.gate_up_layout]))
     became = Text(", ".join(block.became), style="green") if block.rewritten else Text("left as it is", style="yellow")
-    return [block.module or block.source, block.family, *("" if s is None else str(s) for s in sizes),
-            Text(block.activation), weights, block.router, became]  # fmt: skip
+    return [block.module or block.source, block.family, shape, Text(block.activation), weights, block.router, became]
 
 
 def _reasons(report: Report) -> Table:

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import samoyeds_compile
@@ -146,7 +147,7 @@ def test_a_dump_folder_that_cannot_be_made_names_itself(tmp_path):
     torch._dynamo.reset()
     (tmp_path / "file").write_text("")
     options = {"base": "eager", "dump": tmp_path / "file" / "below"}
-    with pytest.raises(Exception, match="option 'dump' is .*give a folder"):
+    with pytest.raises(Exception, match=r"option 'dump' is .*give a folder"):
         torch.compile(Block(), backend="samoyeds", options=options)(torch.randn(6, 16))
 
 
@@ -157,3 +158,19 @@ def test_environment_switches_the_dump_on(tmp_path, monkeypatch):
     report = Report()
     torch.compile(Block(), backend="samoyeds", options={"report": report})(torch.randn(6, 16))
     assert report.graphs[0].dump == str(tmp_path / "graph_000")
+
+
+def test_dump_of_symbolic_sizes_runs(tmp_path):
+    """A dynamic graph with a cache calls functions of `operator` on sizes; their names must be imported."""
+    torch._dynamo.reset()
+    model, inputs = mixtral()
+    model.set_experts_implementation("grouped_mm")
+    cache = transformers.StaticCache(config=model.config, max_cache_len=32)
+    with torch.no_grad():
+        model(**inputs, past_key_values=cache)
+        cache.reset()
+        options = {"base": "eager", "dump": tmp_path}
+        torch.compile(model, backend="samoyeds", options=options, dynamic=True)(**inputs, past_key_values=cache)
+    program = tmp_path / "graph_000" / "before.py"
+    result = subprocess.run([sys.executable, str(program)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
