@@ -16,6 +16,7 @@ from tests.models import families
 
 CLASSES = {entry.id: entry for entry in families.decorated_experts_classes()}
 IMPLEMENTATIONS = ["grouped_mm", "batched_mm"]
+MODELS = [("mixtral", "grouped_mm"), ("gpt_oss", "batched_mm")]
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 """Relative to the largest entry."""
 
@@ -133,8 +134,7 @@ def test_autocast_around_a_model() -> None:
 # ----------------------------------------------------------------------------- checkpointing, regions
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+@pytest.mark.parametrize(("name", "implementation"), MODELS)
 def test_gradient_checkpointing(name: str, implementation: str) -> None:
     """The blocks sit in graphs of their own, one for each checkpointed layer."""
     model = build(name, implementation).train()
@@ -281,8 +281,7 @@ def test_eager_implementation_still_runs() -> None:
 # ------------------------------------------------------------------------------- caches and generation
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+@pytest.mark.parametrize(("name", "implementation"), MODELS)
 def test_prefill_and_decode(name: str, implementation: str) -> None:
     """A prompt, then token by token with a `DynamicCache`."""
     model = build(name, implementation)
@@ -313,8 +312,7 @@ def compile_config(**kwargs: Any) -> CompileConfig:
     return config
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+@pytest.mark.parametrize(("name", "implementation"), MODELS)
 def test_generate(name: str, implementation: str) -> None:
     model, report = build(name, implementation), Report()
     expected = generate(model, disable_compile=True)
@@ -353,19 +351,18 @@ def trainable(model: nn.Module, *fragments: str) -> nn.Module:
     return model.train()
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("fragment", ["self_attn", "gate.weight", "gate_up_proj", "down_proj"])
-def test_partly_frozen(implementation: str, fragment: str) -> None:
+def test_partly_frozen(fragment: str) -> None:
     """Only attention, only the router, only one of the experts' weights is trained."""
-    model = trainable(build(implementation=implementation), fragment)
+    model = trainable(build(), fragment)
     forward, report = compiled(model)
     check_training(forward, model)
     assert_rewritten(report, 2)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_only_biases_are_trained(implementation: str) -> None:
-    model = trainable(build("gpt_oss", implementation), "proj_bias")
+@pytest.mark.parametrize("fragment", ["proj_bias", "gate_up_proj", "down_proj"])
+def test_partly_frozen_with_biases(fragment: str) -> None:
+    model = trainable(build("gpt_oss", "batched_mm"), fragment)
     forward, report = compiled(model)
     check_training(forward, model)
     assert_rewritten(report, 2)
@@ -439,8 +436,7 @@ def test_auxiliary_loss(implementation: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+@pytest.mark.parametrize(("name", "implementation"), MODELS)
 def test_low_precision(name: str, implementation: str, dtype: torch.dtype) -> None:
     model = build(name, implementation, dtype).train()
     forward, report = compiled(model)

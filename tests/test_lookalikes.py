@@ -655,6 +655,18 @@ def test_sentinels_of_expert_parallelism_in_groups(edit: str) -> None:
     expectation(compare(edited(grouped, *pieces), arguments))
 
 
+def test_norm_that_gives_nobody_a_row() -> None:
+    """A norm with a bias makes something of masked rows; too far-fetched for a rule, but validation tries sentinels."""
+    change = {"y": FULL["y"] + "; y = F.layer_norm(y, (8,), None, down_bias[0])"}
+    block = edited(grouped, *[piece.format(**(FULL | change)) for piece in NOBODYS])
+    arguments, report = operands(), Report()
+    arguments[1] = torch.rand(7, 5).topk(2).indices
+    forward = torch.compile(block, backend="samoyeds", options={"base": "aot_eager", "report": report})
+    close(results(forward, arguments), results(block, arguments))
+    assert_declined(report)
+    assert "sentinel" in report.blocks[0].reason
+
+
 def test_ids_of_nobody() -> None:
     """Without biases ids of no expert need no mask: no product computes their rows."""
     arguments = operands()
@@ -717,6 +729,15 @@ def test_operand_changed_after_the_block(block: Block, what: str) -> None:
 
 
 BEHIND_VIEWS = {
+    "the result through the one before a cast": (
+        "out = y.view(T, K, H).sum(dim=1)",
+        "total = y.view(T, K, H).sum(dim=1); out = total.float(); total.add_(1)",
+    ),
+    "the result through a view of it": ("return out", "out.view(-1).add_(1); return out"),
+    "the weights through their rows": ("gate, value = z", "row_weights.mul_(3); gate, value = z"),
+    "the ids through their rows": ("gate, value = z", "flat.fill_(2); gate, value = z"),
+    "every other result": ("    out = y.view", "    y[::2] = 0; out = y.view"),
+    "rows that were read": ("y = y * row_weights", "h.zero_(); y = y * row_weights"),
     "both halves through the rows": ("h = F.silu(gate) * value\n", "z.mul_(2); h = F.silu(gate) * value\n"),
     "rows through a half": ("h = F.silu(gate) * value\n", "gate.mul_(2); h = F.silu(z[:, :12]) * value\n"),
     "one half": ("h = F.silu(gate) * value\n", "gate.mul_(2); h = F.silu(gate) * value\n"),

@@ -97,7 +97,6 @@ SYNONYMS: Mapping[str, str] = {
     "swapaxes": "transpose",
     "swapdims": "transpose",
     "grouped_mm": "_grouped_mm",
-    "matmul": "matmul",
     "_softmax": "softmax",
     "type": "to",
     "negative": "neg",
@@ -275,7 +274,7 @@ def _normalize_index(node: fx.Node, name: str, writes: Writes) -> Call:
 def _normalize_setitem(node: fx.Node, name: str, writes: Writes) -> Call:
     container, key, value = node.args
     args = {"input": container, "indices": key if isinstance(key, tuple) else (key,), "values": value}
-    return Call("index_put", args, (container,) if isinstance(container, fx.Node) else ())
+    return Call("index_put", args, writes)
 
 
 def _normalize_getattr(node: fx.Node, name: str, writes: Writes) -> Call:

@@ -219,7 +219,7 @@ def _is_row_wise(value: Value) -> bool:
         *leading, last = value.arg("key")
         return bool(leading) and all(k is Ellipsis or k == slice(None) for k in leading) and isinstance(last, slice)
     if value.op in _LAST_DIM:
-        return value.arg("dim") in (-1, 1, (-1,), (1,)) and value.arg("keepdim", value.op == "softmax") is True
+        return value.arg("dim") in (-1, 1, (-1,), (1,)) and value.arg("keepdim", "softmax" in value.op) is True
     if value.op in _ROW_NORMS:
         return len(value.arg("normalized_shape")) == 1
     return False

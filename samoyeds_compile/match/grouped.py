@@ -79,6 +79,11 @@ class _Routing:
         return next((mask for mask in masks if mask.users), None)
 
     @property
+    def sentinels(self) -> bool:
+        """Whether ids may be >= E: the block masks such rows, or clamps their ids."""
+        return self.mask is not None or len(self.row_ids) > 1
+
+    @property
     def row_ids(self) -> tuple[Value, ...]:
         """Values that hold the expert of each row: the sorted ids, and those clamped to stay below E."""
         clamped = [u for u in self.sorted_ids.users if u.op == "clamp" and u.arg("max") == self.num_experts - 1]
@@ -124,7 +129,7 @@ def _match(graph: ValueGraph, offsets: Value, products: list[Value]) -> MoERegio
     region = MoERegion(
         family=Grouped.name, graph=graph, x=x, expert_ids=routing.expert_ids, expert_weights=expert_weights,
         up=up, down=down, carried_post=find_post(down.result, rows, x.shape[1]), output=output,
-        sentinels=routing.mask is not None, literals=[*activation["literals"], *sizes, *view_sizes],
+        sentinels=routing.sentinels, literals=[*activation["literals"], *sizes, *view_sizes],
         **activation["fields"],
     )  # fmt: skip
     region.members = collect_members(region)
@@ -159,7 +164,7 @@ def _projection(product: Value, weight: Value, transposed: bool, routing: _Routi
 
 def _require_masked(down: Linear, routing: _Routing) -> None:
     """With clamped ids a sentinel's row gets the last expert's bias, unless the block masks it away."""
-    exposed = down.bias is not None and routing.mask is not None and down.result.op != "masked_fill"
+    exposed = down.bias is not None and routing.sentinels and down.result.op != "masked_fill"
     require(not exposed, "rows of sentinel ids get a bias and are not masked", down.result)
 
 

@@ -108,6 +108,10 @@ class Report:
         """Collect one graph."""
         self.graphs.append(graph)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Report:
+        """The same report: a collector whose options are copied (transformers' `CompileConfig` does) must collect."""
+        return self
+
     @property
     def blocks(self) -> list[BlockReport]:
         """All blocks: those of all graphs, then those that reached none."""

@@ -1,5 +1,6 @@
 """Explain, the table, JSON, the dump folder."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -95,6 +96,12 @@ def test_near_miss_says_why_and_where():
     assert block.reason == "cumsum is not known to treat every row on its own"
     assert "cumsum(0)" in block.reason_source and "test_report.py" in block.reason_source
     assert block.reason in str(report).replace("\n", " ").replace("│", " ").replace("  ", " ") or block.reason
+
+
+def test_a_copied_report_still_collects():
+    report = Report()
+    copy.deepcopy({"report": report})["report"](samoyeds_compile.GraphReport("0/0"))
+    assert len(report.graphs) == 1
 
 
 def test_json_round_trip():
