@@ -16,7 +16,7 @@ RESULTS = Path(__file__).parent / "results"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def alternate(arms: Mapping[str, Callable[[], Any]], seconds: float = 1.0, least: int = 5) -> dict[str, list[float]]:
+def alternate(arms: Mapping[str, Callable[[], Any]], seconds: float = 0.6, least: int = 5) -> dict[str, list[float]]:
     """Milliseconds of each arm, round by round: A B C A B C ...; the order is reversed every other round."""
     for arm in arms.values():
         arm()

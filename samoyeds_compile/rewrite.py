@@ -19,6 +19,9 @@ from samoyeds_compile.graph.edit import copy_origin, erase_members, fill_example
 from samoyeds_compile.graph.values import Value
 from samoyeds_compile.match.region import Carried, MoERegion
 
+FAMILY = "samoyeds_family"
+"""Key in ``node.meta`` of the canonical op: the pattern it replaces, which the lowering may consider."""
+
 NodeOf = Callable[[Value], fx.Node]
 
 
@@ -61,7 +64,9 @@ def _emit_canonical(region: MoERegion, graph: fx.Graph, node_of: NodeOf) -> fx.N
         None, optional(region.up.bias), optional(region.down.bias),
         region.activation, region.gate_up_layout, region.weight_layout, region.up.compute_dtype, region.output.dtype,
     )  # fmt: skip
-    return graph.call_function(torch.ops.samoyeds.moe_experts.default, args)
+    node = graph.call_function(torch.ops.samoyeds.moe_experts.default, args)
+    node.meta[FAMILY] = region.family
+    return node
 
 
 def _emit_stages(region: MoERegion, graph: fx.Graph, node_of: NodeOf) -> fx.Node:

@@ -175,7 +175,9 @@ def _compare(region: MoERegion, sizes: _Sizes, case: Case, needs_grad: bool) -> 
             expected = _results(original, inputs, needs_grad)
         except Exception as error:
             raise _OriginalFailed(f"{type(error).__name__}: {error}") from error
-        actual = _results(_replacement(region, inputs), inputs, needs_grad)
+        with torch.set_grad_enabled(needs_grad):
+            replacement = _replacement(region, inputs)
+        actual = _results(replacement, inputs, needs_grad)
     return max(_deviation(a, e) for a, e in zip(actual, expected, strict=True))
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import fx
 
 from samoyeds_compile.graph.edit import copy_origin, fill_examples, nodes_between
-from samoyeds_compile.rewrite import emit_plan
+from samoyeds_compile.lower.choose import prefers_gathered
+from samoyeds_compile.rewrite import FAMILY, emit_plan
 
 
 def lower_experts(module: fx.GraphModule) -> int:
@@ -19,17 +20,12 @@ def lower_experts(module: fx.GraphModule) -> int:
 
 
 def _lower(graph: fx.Graph, node: fx.Node) -> None:
-    (x, expert_ids, expert_weights, gate, up, down, gate_bias, up_bias, down_bias, activation, gate_up_layout,
-     weight_layout, compute_dtype, out_dtype) = node.args  # fmt: skip
-    ops, last = torch.ops.samoyeds, node.prev
-    assert isinstance(expert_ids, fx.Node)
+    last = node.prev
     with graph.inserting_before(node):
-        plan = emit_plan(graph, expert_ids, _num_experts(up))
-        h = graph.call_function(ops.expert_up.default, (
-            x, *plan, gate, up, gate_bias, up_bias, activation, gate_up_layout, weight_layout,
-            compute_dtype))  # fmt: skip
-        out = graph.call_function(ops.expert_down.default, (
-            h, *plan, down, down_bias, expert_weights, weight_layout, compute_dtype, out_dtype))  # fmt: skip
+        if _prefers_gathered(node):
+            out = graph.call_function(torch.ops.samoyeds.experts_gathered.default, node.args)
+        else:
+            out = _emit_stages(graph, node)
     added = nodes_between(last, node)
     for new in added:
         copy_origin(node, new)
@@ -38,6 +34,26 @@ def _lower(graph: fx.Graph, node: fx.Node) -> None:
     fill_examples(added)
     node.replace_all_uses_with(out)
     graph.erase_node(node)
+
+
+def _emit_stages(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    (x, expert_ids, expert_weights, gate, up, down, gate_bias, up_bias, down_bias, activation, gate_up_layout,
+     weight_layout, compute_dtype, out_dtype) = node.args  # fmt: skip
+    ops = torch.ops.samoyeds
+    assert isinstance(expert_ids, fx.Node)
+    plan = emit_plan(graph, expert_ids, _num_experts(up))
+    h = graph.call_function(ops.expert_up.default, (
+        x, *plan, gate, up, gate_bias, up_bias, activation, gate_up_layout, weight_layout, compute_dtype))  # fmt: skip
+    return graph.call_function(ops.expert_down.default, (
+        h, *plan, down, down_bias, expert_weights, weight_layout, compute_dtype, out_dtype))  # fmt: skip
+
+
+def _prefers_gathered(node: fx.Node) -> bool:
+    operands = [a.meta["example_value"] for a in node.args[:6] if isinstance(a, fx.Node)]
+    x, expert_ids, _, *weights = operands
+    experts = int(weights[0].shape[0])
+    expert_bytes = sum(w.numel() * w.element_size() for w in weights) // experts
+    return prefers_gathered(node.meta.get(FAMILY, ""), x, expert_ids, expert_bytes, experts)
 
 
 def _num_experts(weight: object) -> int:

@@ -5,6 +5,6 @@ Importing this package registers them all. ``T`` tokens, ``K`` experts a token, 
 its experts), ``E`` experts, ``H`` hidden size, ``I`` expert width; a name such as ``x_TH`` says the shape.
 """
 
-from samoyeds_compile.ops import expert_down, expert_linear, expert_up, moe_experts, route
+from samoyeds_compile.ops import expert_down, expert_linear, expert_up, experts_gathered, moe_experts, route
 
-__all__ = ["expert_down", "expert_linear", "expert_up", "moe_experts", "route"]
+__all__ = ["expert_down", "expert_linear", "expert_up", "experts_gathered", "moe_experts", "route"]

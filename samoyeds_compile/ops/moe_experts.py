@@ -75,9 +75,9 @@ def _check(x: Tensor, ids: Tensor, weights: Tensor, up_E: Tensor, activation: st
         raise bad_operand("moe_experts", "activation", f"reads {sorted(read)}", remedy)
 
 
-SCHEMA = (
-    "moe_experts(Tensor x, Tensor expert_ids, Tensor expert_weights, Tensor? gate, Tensor up, Tensor down, "
+OPERANDS = (
+    "Tensor x, Tensor expert_ids, Tensor expert_weights, Tensor? gate, Tensor up, Tensor down, "
     "Tensor? gate_bias, Tensor? up_bias, Tensor? down_bias, str activation, str gate_up_layout, str weight_layout, "
-    "ScalarType compute_dtype, ScalarType? out_dtype) -> Tensor"
+    "ScalarType compute_dtype, ScalarType? out_dtype"
 )
-define_composite(SCHEMA, moe_experts)
+define_composite(f"moe_experts({OPERANDS}) -> Tensor", moe_experts)

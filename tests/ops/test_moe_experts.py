@@ -57,7 +57,15 @@ def double(args):
 
 def assert_like_reference(args, dtype):
     expected = results(lambda a: reference.moe_experts(*a), double(args))
-    actual = results(lambda a: call(a, dtype), args)
+    for function in (call, gathered):
+        assert_close(results(lambda a, f=function: f(a, dtype), args), expected, dtype)
+
+
+def gathered(args, dtype):
+    return torch.ops.samoyeds.experts_gathered(*args, dtype, None)
+
+
+def assert_close(actual, expected, dtype):
     for mine, theirs in zip(actual, expected, strict=True):
         assert mine.dtype == dtype
         scale = max(float(theirs.detach().abs().max()), 1e-3) if theirs.numel() else 1.0
@@ -115,6 +123,7 @@ def test_opcheck(layout, requires_grad):
     args = operands(5, 6, 2, 4, 16, 8, layout, "out_in", True)
     args = [a.requires_grad_(requires_grad) if torch.is_tensor(a) and a.is_floating_point() else a for a in args]
     torch.library.opcheck(torch.ops.samoyeds.moe_experts.default, (*args, torch.float32, None))
+    torch.library.opcheck(torch.ops.samoyeds.experts_gathered.default, (*args, torch.float32, None))
 
 
 def test_second_derivative():
