@@ -58,8 +58,8 @@ def make(shape: Shape, dtype: torch.dtype, implementation: str, device: str) -> 
     return block.to(device=device, dtype=dtype).eval()
 
 
-def cases() -> list[tuple[Shape, str, str]]:
-    return [(s, dtype, implementation) for s in SHAPES for dtype in ("bf16", "fp32") for implementation in TOKENS]
+def cases(implementations: Sequence[str]) -> list[tuple[Shape, str, str]]:
+    return [(shape, dtype, i) for i in implementations for shape in SHAPES for dtype in ("bf16", "fp32")]
 
 
 def measure(shape: Shape, dtype: str, implementation: str, tokens: Sequence[int], device: str) -> Iterator[Row]:
@@ -103,10 +103,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="every third number of tokens")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--implementation", choices=list(TOKENS), help="only this one (default: all)")
     parser.add_argument("--name", default="block", help="name of the results file")
     options = parser.parse_args()
     where, rows = machine(), []
-    for shape, dtype, implementation in track(cases(), "blocks", console=console):
+    chosen = [options.implementation] if options.implementation else list(TOKENS)
+    for shape, dtype, implementation in track(cases(chosen), "blocks", console=console):
         tokens = TOKENS[implementation][:: 3 if options.quick else 1]
         rows += measure(shape, dtype, implementation, tokens, options.device)
     show(rows)
