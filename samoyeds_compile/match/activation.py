@@ -188,7 +188,7 @@ class ActivationReader:
         return f"clamp({self._text(value.input)}, {low!r}, {high!r})"
 
 
-def carry(source: Value, result: Value, width: int) -> Carried:
+def carry(source: Value, result: Value) -> Carried:
     """Take the values between ``source`` and ``result`` along as they are.
 
     Raises:
@@ -247,7 +247,7 @@ def read_activation(
         text, layout = reader.read()
         return text, layout, None, reader.literals
     except NoExpression:
-        carried = carry(source, result, width)
+        carried = carry(source, result)
     if any(v.op in ("slice", "split") for v in carried.values):
         reader.literals = _slice_literals(carried, width)
     return None, "none", carried, reader.literals

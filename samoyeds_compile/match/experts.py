@@ -120,9 +120,9 @@ def find_activation(up: Linear, down_rows: Value, down: Value, transposed: bool)
     return {"fields": fields, "literals": literals}
 
 
-def find_post(projection: Value, weighted_rows: Value, hidden: int) -> Carried | None:
+def find_post(projection: Value, weighted_rows: Value) -> Carried | None:
     """What stands between the second projection and the routing weights."""
-    return None if weighted_rows is projection else carry(projection, weighted_rows, hidden)
+    return None if weighted_rows is projection else carry(projection, weighted_rows)
 
 
 def reduce_top_k(weighted: Value, region_x: Value, top_k: int, hidden: int) -> tuple[Value, list[Literal]]:

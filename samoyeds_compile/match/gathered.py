@@ -75,13 +75,13 @@ def _match(graph: ValueGraph, row_ids: Value, products: list[Value]) -> MoERegio
     up, down = (p.linear(row_ids, num_experts) for p in (first, second))
     require_one_dtype(up, down)
     activation = find_activation(up, second.rows, second.weight, second.transposed)
-    weighted, rows, expert_weights = _weighting(second, down, flat_ids, row_ids, num_experts)
+    weighted, rows, expert_weights = _weighting(down, flat_ids, row_ids, num_experts)
     require_routing(expert_ids, expert_weights, top_k)
     require(same_size(x.shape[0], expert_ids.shape[0]), "tokens and expert ids differ in number", x)
     output, sizes = reduce_top_k(weighted, x, top_k, x.shape[1])
     region = MoERegion(
         family=Gathered.name, graph=graph, x=x, expert_ids=expert_ids, expert_weights=expert_weights, up=up, down=down,
-        carried_post=find_post(down.result, rows, x.shape[1]), output=output, sentinels=flat_ids is not row_ids,
+        carried_post=find_post(down.result, rows), output=output, sentinels=flat_ids is not row_ids,
         literals=[*activation["literals"], *sizes], **activation["fields"],
     )  # fmt: skip
     region.members = collect_members(region)
@@ -129,9 +129,7 @@ def _unclamped(row_ids: Value, num_experts: int) -> Value:
     return row_ids.input  # type: ignore[no-any-return]
 
 
-def _weighting(
-    second: _Product, down: Linear, flat_ids: Value, row_ids: Value, num_experts: int
-) -> tuple[Value, Value, Value]:
+def _weighting(down: Linear, flat_ids: Value, row_ids: Value, num_experts: int) -> tuple[Value, Value, Value]:
     """(weighted rows, rows before the weighting, routing weights [T, K])."""
     end = down.result
     weighted = next(iter(_columns_after(end)), None)

@@ -120,15 +120,15 @@ def _match(graph: ValueGraph, offsets: Value, products: list[Value]) -> MoERegio
     down = _projection(second, down_weight, not down_flipped, routing)
     require_one_dtype(up, down)
     _require_masked(down, routing)
-    expert_weights, weighted = _weighting(routing, top_k)
+    expert_weights, weighted = _weighting(routing)
     require_routing(routing.expert_ids, expert_weights, top_k)
     require(same_size(x.shape[0], routing.expert_ids.shape[0]), "tokens and expert ids differ in number", x)
     activation = find_activation(up, second.input, down_weight, not down_flipped)
-    rows, restored, sizes = _restored(weighted, routing, down.result)
+    rows, restored, sizes = _restored(weighted, routing)
     output, view_sizes = reduce_top_k(restored, x, top_k, x.shape[1])
     region = MoERegion(
         family=Grouped.name, graph=graph, x=x, expert_ids=routing.expert_ids, expert_weights=expert_weights,
-        up=up, down=down, carried_post=find_post(down.result, rows, x.shape[1]), output=output,
+        up=up, down=down, carried_post=find_post(down.result, rows), output=output,
         sentinels=routing.sentinels, literals=[*activation["literals"], *sizes, *view_sizes],
         **activation["fields"],
     )  # fmt: skip
@@ -168,7 +168,7 @@ def _require_masked(down: Linear, routing: _Routing) -> None:
     require(not exposed, "rows of sentinel ids get a bias and are not masked", down.result)
 
 
-def _weighting(routing: _Routing, top_k: Any) -> tuple[Value, Value]:
+def _weighting(routing: _Routing) -> tuple[Value, Value]:
     """``w.reshape(-1)[perm].unsqueeze(-1)`` times the rows: the weights [T, K] and the product."""
     gathered = [u for u in routing.perm.users if u.op == "index" and u.arg("indices") == (routing.perm,)
                 and u.dtype is not None and u.dtype.is_floating_point and len(u.shape) == 1]  # fmt: skip
@@ -180,7 +180,7 @@ def _weighting(routing: _Routing, top_k: Any) -> tuple[Value, Value]:
     )
 
 
-def _restored(weighted: Value, routing: _Routing, result: Value) -> tuple[Value, Value, list[Literal]]:
+def _restored(weighted: Value, routing: _Routing) -> tuple[Value, Value, list[Literal]]:
     """(rows before the weighting, ``weighted[inv]``, sizes), where ``inv`` undoes the sort."""
     rows, _ = scaled_rows(weighted)
     require(len(weighted.users) == 1, "the weighted rows have another reader", weighted)
