@@ -60,7 +60,7 @@ def _emit_canonical(region: MoERegion, graph: fx.Graph, node_of: NodeOf) -> fx.N
 
     args = (
         node_of(region.x), node_of(region.expert_ids), node_of(region.expert_weights),
-        None, node_of(region.up.weight), node_of(region.down.weight),
+        None, node_of(region.up.weights[0]), node_of(region.down.weights[0]),
         None, optional(region.up.bias), optional(region.down.bias),
         region.activation, region.gate_up_layout, region.weight_layout, region.up.compute_dtype, region.output.dtype,
     )  # fmt: skip
@@ -79,10 +79,10 @@ def _emit_stages(region: MoERegion, graph: fx.Graph, node_of: NodeOf) -> fx.Node
     activation = region.activation if region.carried_activation is None else expr.IDENTITY
     layout = region.gate_up_layout if region.carried_activation is None else "none"
     h = graph.call_function(ops.expert_up.default, (
-        node_of(region.x), *plan, None, node_of(region.up.weight), None, optional(region.up.bias), activation, layout,
+        node_of(region.x), *plan, None, node_of(region.up.weights[0]), None, optional(region.up.bias), activation, layout,
         region.weight_layout, dtype))  # fmt: skip
     h = _emit_carried(region.carried_activation, graph, h, node_of)
-    down = (h, *plan, node_of(region.down.weight), optional(region.down.bias))
+    down = (h, *plan, node_of(region.down.weights[0]), optional(region.down.bias))
     if region.carried_post is None:
         return graph.call_function(
             ops.expert_down.default, (*down, weights, region.weight_layout, dtype, region.output.dtype)

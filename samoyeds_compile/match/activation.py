@@ -13,7 +13,7 @@ from typing import Any
 
 from samoyeds_codegen import expr
 from samoyeds_compile.graph.values import Value
-from samoyeds_compile.match.region import Carried, Decline, Literal, require
+from samoyeds_compile.match.region import Carried, require
 
 _UNARY = frozenset(
     "abs elu erf exp hardsigmoid hardswish leaky_relu log1p mish relu relu6 rsqrt selu sigmoid silu softplus "
@@ -55,12 +55,11 @@ def between(source: Value, result: Value) -> tuple[Value, ...]:
 
 
 class ActivationReader:
-    """Reads one activation; `read` returns (expression, layout) and notes the sizes it saw as ``literals``."""
+    """Reads one activation; `read` returns (expression, layout)."""
 
     def __init__(self, source: Value, result: Value, packed_width: int, width: int) -> None:
         self.source, self.result = source, result
         self.packed_width, self.width = packed_width, width
-        self.literals: list[Literal] = []
         self.layouts: set[str] = set()
         self.texts: dict[Value, str] = {}
 
@@ -102,9 +101,8 @@ class ActivationReader:
         pieces, half = value.input, value.arg("key")
         if pieces.arg("dim", 0) not in (-1, 1) or half not in (0, 1) or not self._is_half(value):
             raise NoExpression
-        if pieces.op == "split" and pieces.arg("split_size") == self.width:
-            self.literals.append(Literal(pieces, ("split_size",), "I"))
-        elif pieces.op != "chunk" or pieces.arg("chunks") != 2:
+        halves = pieces.op == "split" and pieces.arg("split_size") == self.width
+        if not halves and (pieces.op != "chunk" or pieces.arg("chunks") != 2):
             raise NoExpression
         self.layouts.add("concatenated")
         return expr.GATED_NAMES[half]
@@ -126,19 +124,13 @@ class ActivationReader:
         start = part.start or 0
         if part.step == 2 and start in (0, 1) and part.stop in (None, self.packed_width):
             self.layouts.add("interleaved")
-            if part.stop is not None:
-                self.literals.append(Literal(value, ("key", axis, "stop"), "2I"))
             return expr.GATED_NAMES[start]
         if part.step not in (None, 1):
             raise NoExpression
         self.layouts.add("concatenated")
         if start == 0 and part.stop == self.width:
-            self.literals.append(Literal(value, ("key", axis, "stop"), "I"))
             return "gate"
         if start == self.width and part.stop in (None, self.packed_width):
-            self.literals.append(Literal(value, ("key", axis, "start"), "I"))
-            if part.stop is not None:
-                self.literals.append(Literal(value, ("key", axis, "stop"), "2I"))
             return "up"
         raise NoExpression
 
@@ -227,7 +219,7 @@ def _is_row_wise(value: Value) -> bool:
 
 def read_activation(
     source: Value, result: Value, packed_width: int, width: int
-) -> tuple[str | None, str, Carried | None, list[Literal]]:
+) -> tuple[str | None, str, Carried | None]:
     """The activation between two projections.
 
     Args:
@@ -237,7 +229,7 @@ def read_activation(
         width: I.
 
     Returns:
-        (expression, gate_up_layout, carried subgraph, literals); exactly one of the first and third is None.
+        (expression, gate_up_layout, carried subgraph); exactly one of the first and third is None.
 
     Raises:
         Decline: the activation can neither be written down nor carried.
@@ -245,30 +237,6 @@ def read_activation(
     reader = ActivationReader(source, result, packed_width, width)
     try:
         text, layout = reader.read()
-        return text, layout, None, reader.literals
+        return text, layout, None
     except NoExpression:
-        carried = carry(source, result)
-    if any(v.op in ("slice", "split") for v in carried.values):
-        reader.literals = _slice_literals(carried, width)
-    return None, "none", carried, reader.literals
-
-
-def _slice_literals(carried: Carried, width: int) -> list[Literal]:
-    """Sizes in the slices of a carried subgraph."""
-    symbols = {width: "I", 2 * width: "2I"}
-    literals = []
-    for value in carried.values:
-        if value.op == "split":
-            require(value.arg("split_size") == width, "split into parts of unequal size", value)
-            literals.append(Literal(value, ("split_size",), "I"))
-        if value.op == "slice":
-            axis = len(value.arg("key")) - 1
-            part = value.arg("key")[axis]
-            for edge in ("start", "stop"):
-                size = getattr(part, edge)
-                if size in (None, 0, 1):
-                    continue
-                if size not in symbols:
-                    raise Decline("slices the features at a place that is neither I nor 2I", value)
-                literals.append(Literal(value, ("key", axis, edge), symbols[size]))
-    return literals
+        return None, "none", carry(source, result)

@@ -9,7 +9,7 @@ import torch
 from samoyeds_compile.graph.edit import escaping
 from samoyeds_compile.graph.values import Value
 from samoyeds_compile.match.activation import carry, read_activation
-from samoyeds_compile.match.region import Carried, Linear, Literal, MoERegion, is_int_tensor, require
+from samoyeds_compile.match.region import Carried, Linear, MoERegion, is_int_tensor, require
 
 MATRIX_PRODUCTS = frozenset(("_grouped_mm", "transformers::grouped_mm_fallback", "bmm", "matmul"))
 
@@ -113,11 +113,10 @@ def require_one_dtype(up: Linear, down: Linear) -> None:
 def find_activation(up: Linear, down_rows: Value, down: Value, transposed: bool) -> dict[str, Any]:
     """The activation between ``up`` and the rows that enter ``down``, as `MoERegion` fields."""
     width = down.shape[1 if transposed else 2]
-    packed = up.weight.shape[2 if transposed else 1]
-    require(packed in (width, 2 * width), "the first projection is neither I nor 2I wide", up.weight)
-    text, layout, carried, literals = read_activation(up.result, strip_cast(down_rows), packed, width)
-    fields = {"activation": text, "gate_up_layout": layout, "carried_activation": carried}
-    return {"fields": fields, "literals": literals}
+    packed = up.out_features
+    require(packed in (width, 2 * width), "the first projection is neither I nor 2I wide", up.weights[0])
+    text, layout, carried = read_activation(up.result, strip_cast(down_rows), packed, width)
+    return {"activation": text, "gate_up_layout": layout, "carried_activation": carried}
 
 
 def find_post(projection: Value, weighted_rows: Value) -> Carried | None:
@@ -125,7 +124,7 @@ def find_post(projection: Value, weighted_rows: Value) -> Carried | None:
     return None if weighted_rows is projection else carry(projection, weighted_rows)
 
 
-def reduce_top_k(weighted: Value, region_x: Value, top_k: int, hidden: int) -> tuple[Value, list[Literal]]:
+def reduce_top_k(weighted: Value, region_x: Value, top_k: int, hidden: int) -> Value:
     """``weighted.view(T, K, H).sum(1)[.to(dtype)]``: the block's output."""
     require(len(weighted.users) == 1, "the weighted rows have another reader", weighted)
     view = weighted.users[0]
@@ -135,14 +134,13 @@ def reduce_top_k(weighted: Value, region_x: Value, top_k: int, hidden: int) -> t
     tokens, k, width = view.shape
     require(k == top_k and width == hidden, "the weighted rows are not viewed as [T, K, H]", view)
     require(same_size(tokens, region_x.shape[0]), "the view has another number of tokens than the input", view)
-    literals = [Literal(view, ("shape", 0), "T"), Literal(view, ("shape", 2), "H")]
     total = only_user(view, "sum")
     require(total is not None, "the k contributions of a token are not summed", view)
     assert total is not None
     require(total.arg("dim") in (1, (1,), -2, (-2,)), "the sum is not over k", total)
     require(not total.arg("keepdim", False) and total.arg("dtype") is None, "the sum keeps k or changes dtype", total)
     cast = only_user(total, "to")
-    return cast or total, literals
+    return cast or total
 
 
 def same_size(a: Any, b: Any) -> bool:

@@ -78,11 +78,11 @@ def _match(graph: ValueGraph, row_ids: Value, products: list[Value]) -> MoERegio
     weighted, rows, expert_weights = _weighting(down, flat_ids, row_ids, num_experts)
     require_routing(expert_ids, expert_weights, top_k)
     require(same_size(x.shape[0], expert_ids.shape[0]), "tokens and expert ids differ in number", x)
-    output, sizes = reduce_top_k(weighted, x, top_k, x.shape[1])
+    output = reduce_top_k(weighted, x, top_k, x.shape[1])
     region = MoERegion(
-        family=Gathered.name, graph=graph, x=x, expert_ids=expert_ids, expert_weights=expert_weights, up=up, down=down,
-        carried_post=find_post(down.result, rows), output=output, sentinels=flat_ids is not row_ids,
-        literals=[*activation["literals"], *sizes], **activation["fields"],
+        family=Gathered.name, graph=graph, x=x, expert_ids=expert_ids, expert_weights=expert_weights,
+        top_k=top_k, up=up, down=down, carried_post=find_post(down.result, rows), output=output,
+        sentinels=flat_ids is not row_ids, **activation,
     )  # fmt: skip
     region.members = collect_members(region)
     return region
@@ -109,7 +109,7 @@ class _Product:
         """The projection with its bias."""
         result, bias = added_bias(self.squeezed, (row_ids,), num_experts)
         assert self.squeezed.dtype is not None
-        return Linear(self.weight, bias, self.transposed, result, self.squeezed.dtype)
+        return Linear((self.weight,), bias, self.transposed, result, self.squeezed.dtype)
 
 
 def _repeated_tokens(rows: Value) -> tuple[Value, Any]:

@@ -35,7 +35,7 @@ from samoyeds_compile.match.experts import (
     strip_cast,
     strip_transpose,
 )
-from samoyeds_compile.match.region import Candidate, Decline, Family, Linear, Literal, MoERegion, require
+from samoyeds_compile.match.region import Candidate, Decline, Family, Linear, MoERegion, require
 
 GROUPED_MM = ("_grouped_mm", "transformers::grouped_mm_fallback")
 
@@ -124,13 +124,12 @@ def _match(graph: ValueGraph, offsets: Value, products: list[Value]) -> MoERegio
     require_routing(routing.expert_ids, expert_weights, top_k)
     require(same_size(x.shape[0], routing.expert_ids.shape[0]), "tokens and expert ids differ in number", x)
     activation = find_activation(up, second.input, down_weight, not down_flipped)
-    rows, restored, sizes = _restored(weighted, routing)
-    output, view_sizes = reduce_top_k(restored, x, top_k, x.shape[1])
+    rows, restored = _restored(weighted, routing)
+    output = reduce_top_k(restored, x, top_k, x.shape[1])
     region = MoERegion(
         family=Grouped.name, graph=graph, x=x, expert_ids=routing.expert_ids, expert_weights=expert_weights,
-        up=up, down=down, carried_post=find_post(down.result, rows), output=output,
-        sentinels=routing.sentinels, literals=[*activation["literals"], *sizes, *view_sizes],
-        **activation["fields"],
+        top_k=top_k, up=up, down=down, carried_post=find_post(down.result, rows), output=output,
+        sentinels=routing.sentinels, **activation,
     )  # fmt: skip
     region.members = collect_members(region)
     return region
@@ -159,7 +158,7 @@ def _projection(product: Value, weight: Value, transposed: bool, routing: _Routi
     total, bias = added_bias(product, routing.row_ids, routing.num_experts)
     result = masked(total, routing.mask)
     assert product.dtype is not None
-    return Linear(weight, bias, transposed, result, product.dtype)
+    return Linear((weight,), bias, transposed, result, product.dtype)
 
 
 def _require_masked(down: Linear, routing: _Routing) -> None:
@@ -180,20 +179,21 @@ def _weighting(routing: _Routing) -> tuple[Value, Value]:
     )
 
 
-def _restored(weighted: Value, routing: _Routing) -> tuple[Value, Value, list[Literal]]:
-    """(rows before the weighting, ``weighted[inv]``, sizes), where ``inv`` undoes the sort."""
+def _restored(weighted: Value, routing: _Routing) -> tuple[Value, Value]:
+    """(rows before the weighting, ``weighted[inv]``), where ``inv`` undoes the sort."""
     rows, _ = scaled_rows(weighted)
     require(len(weighted.users) == 1, "the weighted rows have another reader", weighted)
     restored = weighted.users[0]
     gathers = restored.op == "index" and restored.input is weighted and len(restored.arg("indices")) == 1
     require(gathers, "the weighted rows are not put back into token order", restored)
-    return rows, restored, _inverse(restored.arg("indices")[0], routing.perm)
+    _require_inverse(restored.arg("indices")[0], routing.perm)
+    return rows, restored
 
 
-def _inverse(inverse: Value, perm: Value) -> list[Literal]:
-    """Check that ``inverse`` is the inverse permutation; the sizes it was built with."""
+def _require_inverse(inverse: Value, perm: Value) -> None:
+    """``inverse`` is the inverse permutation."""
     if inverse.op == "argsort" and inverse.input is perm and not inverse.arg("descending", False):
-        return []
+        return
     written = inverse.op == "index_put" and inverse.arg("indices") == (perm,) and not inverse.arg("accumulate", False)
     require(written, "the rows are put back by something other than the inverse permutation", inverse)
     base, positions = inverse.input, inverse.arg("values")
@@ -202,4 +202,3 @@ def _inverse(inverse: Value, perm: Value) -> list[Literal]:
     if not counts or positions.arg("step", 1) != 1:
         raise Decline("the inverse permutation is not filled with 0, 1, 2, ...", inverse)
     require(same_size(positions.shape[0], perm.shape[0]), "the inverse permutation has another length", positions)
-    return [Literal(positions, ("end",), "S")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,15 +27,32 @@ def require(condition: object, reason: str, at: Value | None = None) -> None:
 
 
 @dataclass(frozen=True)
-class Literal:
-    """A size written into the graph as a number: argument ``path`` of ``value`` stands for the dimension ``symbol``.
+class Derived:
+    """An operand that the graph does not hold as such: a call that the rewrite adds, of functional ops only.
 
-    Translation validation needs to know, because it replays the region at other sizes.
+    Attributes:
+        target: a function of torch, called on ``args``, in which values and other derived operands may stand.
+        args: positional arguments.
+        kwargs: keyword arguments, as pairs, so that two equal operands compare equal.
     """
 
-    value: Value
-    path: tuple[str | int, ...]
-    symbol: str
+    target: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: tuple[tuple[str, Any], ...] = ()
+
+
+Operand = Value | Derived
+
+
+def leaves(operand: Any) -> Iterator[Value]:
+    """The values that an operand is computed from, itself if it is one."""
+    if isinstance(operand, Value):
+        yield operand
+    elif isinstance(operand, Derived):
+        yield from leaves((*operand.args, *(v for _, v in operand.kwargs)))
+    elif isinstance(operand, (tuple, list)):
+        for item in operand:
+            yield from leaves(item)
 
 
 @dataclass(frozen=True)
@@ -60,17 +77,33 @@ class Linear:
     """One projection of all experts.
 
     Attributes:
-        weight: [E, out, in], or [E, in, out] if ``transposed``.
+        weights: one stack [E, out, in], or E matrices [out, in]; the last two swapped if ``transposed``.
         bias: [E, out] or None.
-        result: its rows in the graph, [S, out], bias and masks included.
+        result: its rows in the graph, [S, out], bias and masks included; of separate experts the first one's.
         compute_dtype: the dtype in which the matrix product runs.
     """
 
-    weight: Value
-    bias: Value | None
+    weights: tuple[Value, ...]
+    bias: Operand | None
     transposed: bool
     result: Value
     compute_dtype: torch.dtype
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        shape = self.weights[0].shape
+        return int(shape[0]) if len(shape) == 3 else len(self.weights)
+
+    @property
+    def in_features(self) -> int:
+        """Width of the rows that come in."""
+        return int(self.weights[0].shape[-2 if self.transposed else -1])
+
+    @property
+    def out_features(self) -> int:
+        """Width of the rows that go out."""
+        return int(self.weights[0].shape[-1 if self.transposed else -2])
 
 
 @dataclass
@@ -80,56 +113,56 @@ class MoERegion:
     Attributes:
         family: name of the rule that found it.
         graph: the view it was found in.
-        x: tokens, [T, H].
-        expert_ids: [T, K], any integer dtype.
-        expert_weights: [T, K], floating point.
-        up: the first projection, gate and up packed where the experts are gated.
+        x: tokens, [T, H]; or, without ``expert_ids``, rows already dispatched, [E, C, H].
+        expert_ids: [T, K], any integer dtype; None where every expert has C rows of its own.
+        expert_weights: [T, K], floating point; None if each contribution counts once.
+        gate: the gate projection, where it is not packed with ``up``.
+        up: the first projection, gate and up packed where the experts are gated and ``gate`` is None.
         down: the second projection.
         activation: elementwise expression (see `samoyeds_codegen.expr`), or None where it is ``carried``.
-        gate_up_layout: ``concatenated``, ``interleaved`` or ``none`` (plain MLP experts).
+        gate_up_layout: ``concatenated``, ``interleaved``, ``separate`` or ``none`` (plain MLP experts).
         carried_activation: the activation as a subgraph, if it is no expression.
         carried_post: what stands between the second projection and the routing weights (a norm), if anything.
         sentinels: ids may be >= E (expert parallelism) and then contribute nothing.
-        output: [T, H].
+        weighting: ``output``, or ``input`` where the routing weights scale the rows before the experts.
+        base: what the sum over experts is added to, [T, H], if anything.
+        output: [T, H], or x's leading sizes and H.
         members: every value that the rewrite makes superfluous.
-        literals: sizes written into the members as numbers.
     """
 
     family: str
     graph: ValueGraph
-    x: Value
-    expert_ids: Value
-    expert_weights: Value
+    x: Operand
+    expert_ids: Operand | None
+    expert_weights: Operand | None
+    top_k: int
     up: Linear
     down: Linear
     activation: str | None
     gate_up_layout: str
-    carried_activation: Carried | None
-    carried_post: Carried | None
-    sentinels: bool
     output: Value
+    gate: Linear | None = None
+    carried_activation: Carried | None = None
+    carried_post: Carried | None = None
+    sentinels: bool = False
+    weighting: str = "output"
+    base: Value | None = None
     members: list[Value] = field(default_factory=list)
-    literals: list[Literal] = field(default_factory=list)
 
     @property
     def num_experts(self) -> int:
         """E."""
-        return int(self.up.weight.shape[0])
-
-    @property
-    def top_k(self) -> int:
-        """K."""
-        return int(self.expert_ids.shape[1])
+        return self.up.num_experts
 
     @property
     def hidden_size(self) -> int:
         """H, the width of the tokens that the experts see."""
-        return int(self.x.shape[1])
+        return self.up.in_features
 
     @property
     def intermediate_size(self) -> int:
         """I, the width of an expert."""
-        return int(self.down.weight.shape[1 if self.down.transposed else 2])
+        return self.down.in_features
 
     @property
     def weight_layout(self) -> str:
@@ -137,12 +170,18 @@ class MoERegion:
         return "in_out" if self.up.transposed else "out_in"
 
     @property
+    def projections(self) -> tuple[Linear, ...]:
+        """Gate (if it is a projection of its own), up and down."""
+        return tuple(p for p in (self.gate, self.up, self.down) if p is not None)
+
+    @property
     def inputs(self) -> list[Value]:
         """The values that flow into the region from outside, each once."""
         carried = [e for c in (self.carried_activation, self.carried_post) if c for e in c.externals]
-        optional = [self.up.bias, self.down.bias]
-        values = [self.x, self.expert_ids, self.expert_weights, self.up.weight, self.down.weight]
-        return list(dict.fromkeys([*values, *(v for v in optional if v is not None), *carried]))
+        weights = [p.weights for p in self.projections]
+        biases = [p.bias for p in self.projections]
+        operands = (self.x, self.expert_ids, self.expert_weights, *weights, *biases, self.base, *carried)
+        return list(dict.fromkeys(leaves(operands)))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from samoyeds_compile.report.model import BlockReport
 def report_region(region: MoERegion) -> BlockReport:
     """The entry of a matched region, before anything is known about its rewrite."""
     product = region.up.result.node
-    weights = (region.up.weight, region.down.weight)
+    weights = [weight for projection in region.projections for weight in projection.weights]
     return BlockReport(
         module=module_path([product]),
         source=source_line(product),
