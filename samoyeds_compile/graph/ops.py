@@ -41,10 +41,16 @@ SIGNATURES: Mapping[str, tuple[str, ...]] = {
         "_grouped_mm": "input mat2 offs bias out_dtype",
         "transformers::grouped_mm_fallback": "input mat2 offs",
         "add": "input other alpha",
+        "addmm": "input mat1 mat2",
+        "amax": "input dim keepdim",
+        "any": "input dim keepdim",
         "arange": "start end step",
         "argmax": "input dim keepdim",
         "argsort": "input dim descending stable",
+        "baddbmm": "input batch1 batch2",
+        "bincount": "input weights minlength",
         "bmm": "input mat2",
+        "cat": "input dim",
         "matmul": "input mat2",
         "chunk": "input chunks dim",
         "clamp": "input min max",
@@ -56,19 +62,40 @@ SIGNATURES: Mapping[str, tuple[str, ...]] = {
         "empty_like": "input",
         "zeros_like": "input",
         "floor_divide": "input other",
+        "full": "size fill_value",
+        "full_like": "input fill_value",
         "gather": "input dim index",
         "ge": "input other",
         "gelu": "input approximate",
         "getattr": "input name",
         "histc": "input bins min max",
         "index": "input indices",
+        "index_add": "input dim index source",
         "index_put": "input indices values accumulate",
         "index_select": "input dim index",
+        "linear": "input weight bias",
         "layer_norm": "input normalized_shape weight bias eps",
         "masked_fill": "input mask value",
         "max": "input dim keepdim",
         "mean": "input dim keepdim dtype",
         "mul": "input other",
+        "new_full": "input size fill_value",
+        "one_hot": "input num_classes",
+        "scatter": "input dim index src",
+        "scatter_add": "input dim index src",
+        "scatter_reduce": "input dim index src reduce include_self",
+        "select": "input dim index",
+        "stack": "input dim",
+        "unbind": "input dim",
+        "where": "input self other",
+        "eq": "input other",
+        "ne": "input other",
+        "gt": "input other",
+        "lt": "input other",
+        "le": "input other",
+        "remainder": "input other",
+        "glu": "input dim",
+        "index_copy": "input dim index source",
         "narrow": "input dim start length",
         "pow": "input exponent",
         "repeat_interleave": "input repeats dim",
@@ -218,7 +245,7 @@ def bind(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[st
     """Arguments by parameter name; ``self`` is ``input`` and ``axis`` is ``dim``, as `torch` has it both ways."""
     parameters = SIGNATURES.get(name, ())
     bound = {parameters[i] if i < len(parameters) else ("input" if i == 0 else str(i)): a for i, a in enumerate(args)}
-    renamed = {"self": "input", "axis": "dim"}
+    renamed = {"self": "input", "axis": "dim", "tensors": "input", "condition": "input"}
     return bound | {renamed.get(k, k): v for k, v in kwargs.items()}
 
 
@@ -268,7 +295,8 @@ def _normalize_index(node: fx.Node, name: str, writes: Writes) -> Call:
         if args.get("dim") != 0:
             return Call(name, args, writes)
         return Call("index", {"input": args["input"], "indices": (args["index"],)}, writes)
-    return Call("index", args | {"indices": tuple(args["indices"])}, writes)
+    whole = slice(None)  # aten writes an axis that is not indexed as None; in ``x[None]`` that is a new axis
+    return Call("index", args | {"indices": tuple(whole if i is None else i for i in args["indices"])}, writes)
 
 
 def _normalize_setitem(node: fx.Node, name: str, writes: Writes) -> Call:

@@ -15,14 +15,14 @@ from samoyeds_codegen import expr
 from samoyeds_compile.graph.values import Value
 from samoyeds_compile.match.region import Carried, require
 
-_UNARY = frozenset(
+UNARY = frozenset(
     "abs elu erf exp hardsigmoid hardswish leaky_relu log1p mish relu relu6 rsqrt selu sigmoid silu softplus "
     "softsign sqrt square tanh".split()
 )
-_BINARY = {"add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**"}
+BINARY = {"add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**"}
 _LAST_DIM = frozenset("mean sum amax var softmax log_softmax norm".split())
 _ROW_NORMS = frozenset(("layer_norm", "rms_norm"))
-_ELEMENTWISE = _UNARY | _BINARY.keys() | {
+_ELEMENTWISE = UNARY | BINARY.keys() | {
     "to", "type_as", "clamp", "clamp_min", "clamp_max", "gelu", "neg", "maximum", "minimum", "where", "gt", "lt", "ge",
     "le", "eq", "ne", "logical_and", "logical_or", "expm1", "log", "sign", "reciprocal", "expand_as", "xielu",
     "contiguous", "detach", "logsigmoid", "hardtanh", "sin", "cos", "floor", "ceil", "round", "lerp", "addcmul",
@@ -138,7 +138,7 @@ class ActivationReader:
         return len(value.shape) == 2 and value.shape[-1] == self.width and self.packed_width == 2 * self.width
 
     def _operation(self, value: Value) -> str:
-        if value.op in _BINARY:
+        if value.op in BINARY:
             return self._binary(value)
         if value.op in ("to", "type_as"):
             return f"to({self._text(value.input)}, {str(value.dtype).removeprefix('torch.')!r})"
@@ -151,7 +151,7 @@ class ActivationReader:
         if value.op == "gelu":
             approximate = value.arg("approximate", "none")
             return f"gelu({self._text(value.input)}{'' if approximate == 'none' else f', {approximate!r}'})"
-        if value.op in _UNARY and self._plain_unary(value):
+        if value.op in UNARY and self._plain_unary(value):
             return f"{value.op}({self._text(value.input)})"
         raise NoExpression
 
@@ -163,7 +163,7 @@ class ActivationReader:
         other = value.arg("exponent") if value.op == "pow" else value.arg("other")
         if value.arg("alpha", 1) != 1 or value.arg("rounding_mode") is not None:
             raise NoExpression
-        text = f"{self._operand(value.input)} {_BINARY[value.op]} {self._operand(other)}"
+        text = f"{self._operand(value.input)} {BINARY[value.op]} {self._operand(other)}"
         return text if value is self.result else f"({text})"
 
     def _operand(self, operand: Any) -> str:

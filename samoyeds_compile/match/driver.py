@@ -9,10 +9,11 @@ from samoyeds_compile.graph.values import Value, ValueGraph
 from samoyeds_compile.match.gathered import Gathered
 from samoyeds_compile.match.grouped import Grouped
 from samoyeds_compile.match.region import Decline, Family, MoERegion, NearMiss
+from samoyeds_compile.match.written import Written
 
 logger = logging.getLogger(__name__)
 
-FAMILIES: tuple[Family, ...] = (Grouped(), Gathered())
+FAMILIES: tuple[Family, ...] = (Grouped(), Gathered(), Written())
 
 
 def match_regions(

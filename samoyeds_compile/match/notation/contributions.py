@@ -1,0 +1,508 @@
+"""From a block's output back to the experts' products: which rows contribute to ``out[t, h]``, and under what condition.
+
+Everything that may stand between the experts and the output is linear in their rows: moving rows, masks, weights, sums
+over slots or experts, accumulation by index. `Contributions` undoes it; what is left is a list of elements of matrix
+products, each with the conditions and factors that stood around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from samoyeds_compile.graph.values import Value
+from samoyeds_compile.match.notation.index import (
+    Atom,
+    Coordinate,
+    Count,
+    Index,
+    Piece,
+    Quotient,
+    Remainder,
+    Size,
+    Sorted,
+    Start,
+    add,
+    atoms,
+    constant,
+    of_atom,
+    rank_of,
+    scale,
+    size_of,
+    sizes_of,
+    substitute,
+)
+from samoyeds_compile.match.notation.notation import Notation
+from samoyeds_compile.match.notation.products import Contraction, Products
+from samoyeds_compile.match.notation.reindex import Place, broadcast, index_parts
+from samoyeds_compile.match.notation.segments import counts_experts
+from samoyeds_compile.match.region import require
+
+
+@dataclass(frozen=True)
+class Mask:
+    """An entry of a boolean tensor that must be true (or false) for a contribution to count."""
+
+    value: Value
+    index: tuple[Index, ...]
+    wanted: bool = True
+
+
+@dataclass(frozen=True)
+class Equal:
+    """Two indices that must be equal for a contribution to count."""
+
+    left: Index
+    right: Index
+
+
+Condition = Mask | Equal
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """``sum over bound of [conditions] * factors * (element + bias)``.
+
+    Attributes:
+        value, index: an element; in a finished contribution, of a product with expert weights.
+        bound: variables summed over.
+        conditions: what must hold.
+        factors: elements that it is multiplied with.
+        scale: a number that it is multiplied with.
+        bias: an element of a parameter that is added to it first.
+        origin: the operand of the last sum that it is a part of unaltered: a base, if the experts have no part in it.
+        dtypes: dtypes that the rows and sums have on the way.
+        distinct: that an expert is named once by a token was relied on.
+    """
+
+    value: Value
+    index: tuple[Index, ...]
+    bound: tuple[Index, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+    factors: tuple[Place, ...] = ()
+    scale: float = 1.0
+    bias: Place | None = None
+    origin: Value | None = None
+    dtypes: frozenset[torch.dtype] = frozenset()
+    distinct: bool = False
+
+
+_ZEROS = frozenset(("zeros", "zeros_like", "new_zeros"))
+_UNINITIALISED = frozenset(("empty", "empty_like", "new_empty"))
+MAX_ITEMS = 100_000
+
+
+class Contributions:
+    """Finds the contributions to one output.
+
+    Attributes:
+        experts: elements of products with parameters, with what stood around them.
+        bases: what is neither a product nor zero.
+    """
+
+    def __init__(self, notation: Notation, products: Products, output: Value, index: tuple[Index, ...]) -> None:
+        self.notation, self.products = notation, products
+        self.index, self.feature = index, index[-1]
+        self.experts: list[Contribution] = []
+        self.bases: list[Contribution] = []
+        stack = [Contribution(output, index)]
+        for _ in range(MAX_ITEMS):
+            if not stack:
+                break
+            stack.extend(reversed(self._expand(stack.pop())))
+        require(not stack, "the block is too large", output)
+        self.experts.sort(key=lambda c: c.value.position)
+
+    def _expand(self, item: Contribution) -> list[Contribution]:
+        """One step back; nothing where the way ends."""
+        for value, index in self.notation.places(item.value, item.index):
+            place = replace(item, value=value, index=index)
+            found = self._operation(place)
+            if found is not None:
+                return found
+        self.bases.append(place)
+        return []
+
+    def _operation(self, item: Contribution) -> list[Contribution] | None:
+        """The element in terms of those it is computed from, None for an op that is not known here."""
+        op = item.value.op
+        if self.products.is_product(item.value):
+            return self._product(item)
+        if op in _ZEROS or (op in ("full", "full_like", "new_full") and _fill_of(item.value) == 0):
+            return []
+        if op in ("cat", "stack"):
+            return self._parts(item)
+        rule = getattr(self, f"_{op}", None) if op in _RULES else None
+        return rule(item) if rule is not None else None
+
+    # ------------------------------------------------------------------------------- elementwise
+
+    def _to(self, item: Contribution) -> list[Contribution] | None:
+        source = item.value.input
+        if not isinstance(source, Value) or source.dtype is None or not source.dtype.is_floating_point:
+            return None
+        return [self._at(item, source, item.index)]
+
+    _type_as = _to
+
+    def _at(self, item: Contribution, value: Value, index: tuple[Index, ...], **changes: Any) -> Contribution:
+        dtype = item.value.dtype
+        seen = item.dtypes | {dtype} if dtype is not None else item.dtypes
+        return replace(item, value=value, index=index, dtypes=seen, **changes)
+
+    def _mul(self, item: Contribution) -> list[Contribution] | None:
+        left, right = item.value.input, item.value.arg("other")
+        for rows, other in ((left, right), (right, left)):
+            if isinstance(other, (int, float)) and isinstance(rows, Value) and not isinstance(other, bool):
+                return [self._at(item, rows, broadcast(item.index, rows), scale=item.scale * other)]
+        if not (isinstance(left, Value) and isinstance(right, Value) and left.is_tensor and right.is_tensor):
+            return None
+        places = [(v, broadcast(item.index, v)) for v in (left, right)]
+        with_rows = [self._mentions(i, self.feature) for _, i in places]
+        if with_rows[0] == with_rows[1]:
+            return None
+        rows_at, factor = places if with_rows[0] else reversed(places)
+        return [self._at(item, *rows_at, factors=(*item.factors, factor))]
+
+    def _mentions(self, index: Sequence[Index], part: Index) -> bool:
+        """Whether a variable of ``part`` occurs in an index; a feature axis of one entry occurs nowhere."""
+        wanted = {a for a, _ in part.terms}
+        return any(a in wanted for i in index for a in atoms(i))
+
+    def _add(self, item: Contribution) -> list[Contribution] | None:
+        left, right = item.value.input, item.value.arg("other")
+        if item.value.arg("alpha", 1) != 1:
+            return None
+        for a, b in ((left, right), (right, left)):
+            if isinstance(b, (int, float)) and b == 0 and isinstance(a, Value):
+                return [self._at(item, a, broadcast(item.index, a))]
+        if not (isinstance(left, Value) and isinstance(right, Value) and left.is_tensor and right.is_tensor):
+            return None
+        places = [(v, broadcast(item.index, v)) for v in (left, right)]
+        for rows, bias in (places, places[::-1]):
+            added = self.parameter(*bias)
+            if added is not None and item.bias is None:
+                return [self._at(item, *rows, bias=added)]
+        return [self._at(item, v, i, origin=self._origin(item, v)) for v, i in places]
+
+    def _origin(self, item: Contribution, operand: Value) -> Value | None:
+        """The operand of a sum, if it is added to the output as it is."""
+        altered = item.bound or item.conditions or item.factors or item.bias or item.scale != 1.0
+        return operand if not altered and item.index == self.index else item.origin
+
+    def parameter(self, value: Value, index: tuple[Index, ...]) -> Place | None:
+        """The element of an input of the graph (or of its cast) that an element is a copy of."""
+        for place in self.notation.places(value, index):
+            value, index = place
+        if value.node.op in ("placeholder", "get_attr"):
+            return value, index
+        if value.op in ("to", "type_as") and isinstance(value.input, Value) and self.parameter(value.input, index):
+            return value, index
+        return None
+
+    def _sum(self, item: Contribution) -> list[Contribution] | None:
+        source, axes = item.value.input, item.value.arg("dim")
+        rank = len(source.shape)
+        axes = [a % rank for a in (axes if isinstance(axes, tuple) else (axes,)) if isinstance(a, int)]
+        if not axes:
+            return None
+        rest, bound, index = list(item.index), [], []
+        for axis, size in enumerate(sizes_of(source)):
+            if axis not in axes:
+                index.append(rest.pop(0))
+                continue
+            if item.value.arg("keepdim", False):
+                rest.pop(0)
+            bound.append(self.notation.variables.new(size))
+            index.append(bound[-1])
+        return [self._at(item, source, tuple(index), bound=(*item.bound, *bound))]
+
+    # ------------------------------------------------------------------------------- products
+
+    def _product(self, item: Contribution) -> list[Contribution] | None:
+        product = self.products.of(item.value, item.index)
+        if product is None:
+            return None
+        rows = [p for p in product.operands if self._mentions(p[1], self.feature)]
+        if len(rows) != 1 or self.parameter(*rows[0]) is not None:
+            if self._has_parameter(product):
+                self.experts.append(item)
+                return []
+            return None
+        if product.bias is not None:
+            return None
+        others = tuple(p for p in product.operands if p is not rows[0])
+        bound = (*item.bound, *product.bound)
+        return [self._at(item, *rows[0], bound=bound, factors=(*item.factors, *others))]
+
+    def _has_parameter(self, product: Contraction) -> bool:
+        return any(self.parameter(*p) is not None for p in product.operands)
+
+    # ------------------------------------------------------------------------------- accumulation by index
+
+    def _index_add(self, item: Contribution) -> list[Contribution] | None:
+        value = item.value
+        base, rows, chosen = value.input, value.arg("source", value.arg("3")), value.arg("index", value.arg("2"))
+        axis = value.arg("dim", value.arg("1"))
+        if value.arg("alpha", 1) != 1 or axis not in (0, -len(value.shape)) or not isinstance(rows, Value):
+            return None
+        return [self._at(item, base, item.index, origin=self._origin(item, base)), *self._accumulated(item, chosen, rows)]
+
+    def _scatter_add(self, item: Contribution) -> list[Contribution] | None:
+        value = item.value
+        base, rows, chosen = value.input, value.arg("src", value.arg("3")), value.arg("index", value.arg("2"))
+        if value.arg("dim", value.arg("1")) not in (0, -len(value.shape)) or not isinstance(rows, Value):
+            return None
+        if tuple(chosen.shape) != tuple(rows.shape):
+            return None
+        return [self._at(item, base, item.index, origin=self._origin(item, base)), *self._accumulated(item, chosen, rows)]
+
+    def _scatter_reduce(self, item: Contribution) -> list[Contribution] | None:
+        value = item.value
+        sums = value.arg("reduce", value.arg("4")) == "sum" and value.arg("include_self", value.arg("5", True)) is True
+        return self._scatter_add(item) if sums else None
+
+    def _accumulated(self, item: Contribution, chosen: Value, rows: Value) -> list[Contribution]:
+        """Rows r of ``rows`` with ``chosen[r] == t``, for the output's ``t``."""
+        solved = self._solve(chosen, item.index)
+        bound, conditions = (*item.bound, *solved.bound), (*item.conditions, *solved.conditions)
+        index = (solved.row, *item.index[1:])
+        return [self._at(item, rows, broadcast(index, rows), bound=bound, conditions=conditions)]
+
+    def _solve(self, chosen: Value, target: tuple[Index, ...]) -> _Solution:
+        """All r with ``chosen[r, ...] == target[0]``."""
+        row = self.notation.variables.new(size_of(chosen.shape[0]))
+        seen = self.notation.integer(chosen, (row, *target[1:])[: len(chosen.shape)])
+        space = self._row_space(seen, row)
+        seen = substitute(seen, lambda a: space.row if of_atom(a) == row else None)
+        solution = _equate(seen, target[0], space, self.notation)
+        require(solution is not None, "rows are added to places that are not understood", chosen)
+        assert solution is not None
+        return solution
+
+    def _row_space(self, seen: Index, row: Index) -> _Solution:
+        """What row ``row`` of gathered rows is, by how the index mentions it."""
+        for atom in atoms(seen):
+            if isinstance(atom, Sorted) and atom.index == row:
+                flat = self.notation.variables.new(size_of(atom.permutation.shape[0]))
+                return _Solution(rank_of(atom.permutation, flat), (flat,))
+            if isinstance(atom, Coordinate) and atom.index == row:
+                axes = self.notation.index_of(atom.mask)
+                return _Solution(of_atom(Count(atom.mask, axes)), axes, (Mask(atom.mask, axes),))
+            if isinstance(atom, Sorted) and any(isinstance(a, Start) for a in atoms(atom.index)):
+                return self._piece_space(atom, row)
+        return _Solution(row, (row,))
+
+    def _piece_space(self, atom: Sorted, row: Index) -> _Solution:
+        start = next(a for a in atoms(atom.index) if isinstance(a, Start))
+        require(atom.index == add(row, of_atom(start)), "rows of a split are not understood", atom.permutation)
+        flat = self.notation.variables.new(size_of(atom.permutation.shape[0]))
+        position = rank_of(atom.permutation, flat)
+        condition = Equal(self._expert_in_split(start.split, position), constant(start.number))
+        return _Solution(of_atom(Piece(start.split, start.number, position)), (flat,), (condition,))
+
+    def _expert_in_split(self, split: Value, position: Index) -> Index:
+        """The number of the piece in which a sorted row lies: its expert, if the sizes count the experts."""
+        sizes = split_sizes(split, self.notation)
+        rank = position.atom
+        require(sizes is not None and rank is not None, "the sizes of a split do not count experts", split)
+        assert sizes is not None
+        permutation = rank.permutation  # type: ignore[union-attr]
+        sort = permutation.input if permutation.op == "item" else permutation
+        counts, experts = sizes
+        counted = counts_experts(counts, sort.input, experts, self.notation)
+        require(counted, "the sizes of a split do not count the expert ids that were sorted", split)
+        return self.notation.integer(sort.input, (rank.index,))  # type: ignore[union-attr]
+
+    # ------------------------------------------------------------------------------- writing by index
+
+    def _index_put(self, item: Contribution) -> list[Contribution] | None:
+        value = item.value
+        base, rows = value.input, value.arg("values")
+        parts = index_parts(base, value.arg("indices"))
+        if parts is None or not isinstance(rows, Value) or any(p != slice(None) for p in parts[1:] if not _tensor(p)):
+            return None
+        chosen = [p for p in parts if _tensor(p)]
+        mask = self._mask_of(chosen)
+        if value.arg("accumulate", False):
+            if len(chosen) != 1 or mask is not None:
+                return None
+            return [self._at(item, base, item.index, origin=self._origin(item, base)), *self._accumulated(item, chosen[0], rows)]
+        added = self._read_back(base, value.arg("indices"), rows)
+        if added is not None and len(chosen) == 1 and mask is None:  # out[t] += rows, each t at most once
+            distinct = replace(item, distinct=True)
+            return [self._at(item, base, item.index, origin=self._origin(item, base)), *self._accumulated(distinct, chosen[0], added)]
+        return self._overwritten(item, base, rows if added is None else None, added, mask)
+
+    def _overwritten(
+        self, item: Contribution, base: Value, rows: Value | None, added: Value | None, mask: Value | None
+    ) -> list[Contribution] | None:
+        """``out[mask] = rows`` or ``out[mask] += rows``."""
+        if mask is None:
+            return None
+        entry = item.index[: len(mask.shape)]
+        source = rows if rows is not None else added
+        assert source is not None
+        index = broadcast((of_atom(Count(mask, entry)), *item.index[len(entry) :]), source)
+        true = (*item.conditions, Mask(mask, entry))
+        below = item.conditions if added is not None else (*item.conditions, Mask(mask, entry, wanted=False))
+        return [
+            self._at(item, base, item.index, origin=self._origin(item, base), conditions=below),
+            self._at(item, source, index, conditions=true),
+        ]
+
+    def _mask_of(self, chosen: list[Value]) -> Value | None:
+        """The mask whose true entries are indexed, given itself or as the coordinates of its entries."""
+        if chosen[0].dtype == torch.bool:
+            return self.notation.canon(chosen[0])
+        row = self.notation.variables.new(size_of(chosen[0].shape[0]))
+        found = [self.notation.integer(c, (row,)).atom if len(c.shape) == 1 else None for c in chosen]
+        masks = {a.mask for a in found if isinstance(a, Coordinate) and a.index == row}
+        axes = [a.axis for a in found if isinstance(a, Coordinate)]
+        mask = next(iter(masks), None)
+        whole = mask is not None and len(masks) == 1 and axes == list(range(len(mask.shape)))
+        return mask if whole and len(axes) == len(chosen) else None
+
+    def _read_back(self, base: Value, indices: Any, rows: Value) -> Value | None:
+        """The rows added, if the rows written are those that stood there plus something."""
+        if rows.op != "add" or rows.arg("alpha", 1) != 1:
+            return None
+        for old, new in ((rows.input, rows.arg("other")), (rows.arg("other"), rows.input)):
+            if isinstance(old, Value) and old.op == "index" and old.input is base and isinstance(new, Value):
+                same = self._same_indices(old.arg("indices"), indices)
+                return new if same else None
+        return None
+
+    def _same_indices(self, a: Any, b: Any) -> bool:
+        def canonical(part: Any) -> Any:
+            return self.notation.canon(part) if _tensor(part) else repr(part)
+
+        return [canonical(p) for p in a] == [canonical(p) for p in b]
+
+    def _masked_fill(self, item: Contribution) -> list[Contribution] | None:
+        mask, rows = item.value.arg("mask"), item.value.input
+        if not isinstance(mask, Value) or item.value.arg("value") != 0:
+            return None
+        hides = Mask(self.notation.canon(mask), broadcast(item.index, mask), wanted=False)
+        return [self._at(item, rows, broadcast(item.index, rows), conditions=(*item.conditions, hides))]
+
+    # ------------------------------------------------------------------------------- parts
+
+    def _parts(self, item: Contribution) -> list[Contribution] | None:
+        """``cat`` of the experts' rows in order, or a ``stack`` of their outputs."""
+        parts = item.value.input
+        if not isinstance(parts, tuple) or not all(isinstance(p, Value) for p in parts):
+            return None
+        axis = item.value.arg("dim", 0) % len(item.index)
+        return self._stacked(item, parts, axis) if item.value.op == "stack" else self._joined(item, parts, axis)
+
+    def _stacked(self, item: Contribution, parts: tuple[Value, ...], axis: int) -> list[Contribution]:
+        index = (*item.index[:axis], *item.index[axis + 1 :])
+        found = []
+        for number, part in enumerate(parts):
+            condition = Equal(item.index[axis], constant(number))
+            found.append(self._at(item, part, index, conditions=(*item.conditions, condition)))
+        return found
+
+    def _joined(self, item: Contribution, parts: tuple[Value, ...], axis: int) -> list[Contribution] | None:
+        position = item.index[axis]
+        lengths = [size_of(p.shape[axis]) for p in parts]
+        split = next((s for s in self.notation.graph.with_op("split") if _lengths(s) == lengths), None)
+        if axis != 0 or split is None or position.atom is None or not hasattr(position.atom, "permutation"):
+            return None
+        expert = self._expert_in_split(split, position)
+        found = []
+        for number, part in enumerate(parts):
+            row = of_atom(Piece(split, number, position))
+            conditions = (*item.conditions, Equal(expert, constant(number)))
+            found.append(self._at(item, part, (row, *item.index[1:]), conditions=conditions))
+        return found
+
+
+_RULES = frozenset(
+    "to type_as mul add sum index_add scatter_add scatter_reduce index_put masked_fill".split()
+)  # ops with a method of that name
+
+
+@dataclass(frozen=True)
+class _Solution:
+    """Rows in terms of the variables that enumerate them."""
+
+    row: Index
+    bound: tuple[Index, ...]
+    conditions: tuple[Condition, ...] = ()
+
+    def substituted(self, variable: Index, by: Index, fresh: tuple[Index, ...] = ()) -> _Solution:
+        def replaced(atom: Atom) -> Index | None:
+            return by if of_atom(atom) == variable else None
+
+        bound = tuple(b for b in self.bound if b != variable and b.terms) + tuple(f for f in fresh if f.terms)
+        conditions = tuple(substitute_condition(c, replaced) for c in self.conditions)
+        return _Solution(substitute(self.row, replaced), bound, conditions)
+
+
+def substitute_condition(condition: Condition, replaced: Any) -> Condition:
+    """A condition with atoms replaced."""
+    if isinstance(condition, Mask):
+        return replace(condition, index=tuple(substitute(i, replaced) for i in condition.index))
+    return Equal(substitute(condition.left, replaced), substitute(condition.right, replaced))
+
+
+def _equate(seen: Index, target: Index, space: _Solution, notation: Notation) -> _Solution | None:
+    """``space`` narrowed to the rows for which ``seen`` is ``target``."""
+    if seen == target and not seen.terms:  # the axis has one entry
+        return _Solution(space.row, tuple(b for b in space.bound if b.terms), space.conditions)
+    for variable in space.bound:
+        if seen == variable:
+            return space.substituted(variable, target)
+        sizes: Size = variable.atom.size if variable.terms else 1  # type: ignore[union-attr]
+        for atom in atoms(seen):
+            if seen != of_atom(atom):
+                continue
+            if isinstance(atom, Quotient) and atom.index == variable and isinstance(atom.divisor, int):
+                k = notation.variables.new(atom.divisor)
+                return space.substituted(variable, add(scale(target, atom.divisor), k), (k,))
+            if isinstance(atom, Remainder) and atom.index == variable:
+                k = notation.variables.new(sizes // atom.divisor)
+                return space.substituted(variable, add(scale(k, atom.divisor), target), (k,))
+    return None
+
+
+def split_sizes(split: Value, notation: Notation) -> tuple[Value, Size] | None:
+    """(the vector whose entries are the sizes of a split, its length)."""
+    sizes = split.arg("split_size")
+    if not isinstance(sizes, tuple):
+        return None
+    source: Value | None = None
+    for number, size in enumerate(sizes):
+        place = entry_read(size, notation)
+        if place is None or place[1] != (constant(number),) or source not in (None, place[0]):
+            return None
+        source = place[0]
+    return None if source is None or size_of(source.shape[0]) != len(sizes) else (source, len(sizes))
+
+
+def entry_read(size: Any, notation: Notation) -> Place | None:
+    """The entry of an integer tensor that ``tensor[i].item()`` reads."""
+    if not isinstance(size, Value) or size.op != "item" or size.arg("key") is not None:
+        return None
+    place = None
+    for place in notation.places(size.input, tuple(constant(0) for _ in size.input.shape)):
+        pass
+    return None if place is None else (notation.canon(place[0]), place[1])
+
+
+def _lengths(split: Value) -> list[Size]:
+    axis = split.arg("dim", 0)
+    return [size_of(part.shape[axis]) for part in split.example]
+
+
+def _fill_of(value: Value) -> Any:
+    return value.arg("fill_value", value.arg("2" if value.op == "new_full" else "1"))
+
+
+def _tensor(part: Any) -> bool:
+    return isinstance(part, Value) and part.is_tensor

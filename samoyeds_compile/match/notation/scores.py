@@ -1,0 +1,454 @@
+"""Routing weights and masks in index notation: what a factor is where a token goes to an expert, and elsewhere.
+
+An entry of a dense table of weights [T, E] made from the top k is ``w[t, k]`` if some ``ids[t, k]`` is e, and 0 otherwise.
+`Score` says just that. Factors that depend on tokens and slots only are leaves: the rewrite takes them as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from samoyeds_compile.graph.values import Value
+from samoyeds_compile.match.notation.index import (
+    Element,
+    Index,
+    Var,
+    atoms,
+    size_of,
+    substitute,
+)
+from samoyeds_compile.match.notation.notation import Notation
+from samoyeds_compile.match.notation.reindex import broadcast, index_parts
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The token goes to the expert: ``ids == expert`` for some value of the slot variables in ``ids``."""
+
+    ids: Index
+    expert: Index
+
+    @property
+    def element(self) -> Element:
+        """The entry of the table of ids."""
+        atom = self.ids.atom
+        assert isinstance(atom, Element)
+        return atom
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """An element that the rewrite takes as it is."""
+
+    value: Value
+    index: tuple[Index, ...]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function of terms and numbers; ``axis_k`` functions work along the k entries of a token."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    keywords: tuple[tuple[str, Any], ...] = ()
+
+
+Term = Leaf | Call | float
+
+
+@dataclass(frozen=True)
+class Score:
+    """``term`` where ``chosen`` holds (always, if it is None), ``other`` elsewhere."""
+
+    term: Term
+    chosen: Chosen | None = None
+    other: float = 0.0
+    distinct: bool = False
+
+    def map(self, function: Callable[..., Any], *rest: Any, keywords: tuple[tuple[str, Any], ...] = ()) -> Score | None:
+        """An elementwise function of the score, with further arguments that are numbers."""
+        other = _number(function, self.other, *rest, keywords=keywords) if self.chosen else 0.0
+        if other is None:
+            return None
+        return replace(self, term=_applied(function, (self.term, *rest), keywords), other=other)
+
+
+_UNARY: dict[str, Callable[..., Any]] = {
+    name: getattr(torch, name) for name in "sigmoid exp relu tanh sqrt square abs neg softplus log1p".split()
+    if hasattr(torch, name)
+}  # fmt: skip
+_BINARY: dict[str, Callable[..., Any]] = {
+    "mul": torch.mul, "div": torch.div, "add": torch.add, "sub": torch.sub,
+}  # fmt: skip
+_CONSTANT_ZERO = frozenset(("zeros", "zeros_like", "new_zeros"))
+_CONSTANT_ONE = frozenset(("ones", "ones_like", "new_ones"))
+_BOOLEAN_AND = frozenset(("logical_and", "bitwise_and", "and_", "and", "__and__"))
+_BOOLEAN_NOT = frozenset(("logical_not", "bitwise_not", "invert"))
+
+
+MAX_DEPTH = 30
+"""How many ops to look through; routers have about ten."""
+
+
+class Scores:
+    """Evaluates the factors of one contribution.
+
+    Args:
+        notation: of the graph.
+        tokens: the index variables of a token.
+        slots: variables that count the slots of a token.
+        experts: variables that count experts; nothing that depends on them is a leaf.
+    """
+
+    def __init__(
+        self, notation: Notation, tokens: Sequence[Index], slots: Sequence[Index], experts: Sequence[Index]
+    ) -> None:
+        self.notation = notation
+        self.tokens = frozenset(a for i in tokens for a in atoms(i))
+        self.slots = frozenset(a for i in slots for a in atoms(i))
+        self.experts = frozenset(a for i in experts for a in atoms(i))
+        self._depth = 0
+
+    def of(self, value: Value, index: tuple[Index, ...]) -> Score | None:
+        """The score of an element, None if it depends on experts in a way that is not understood."""
+        if self._depth >= MAX_DEPTH:
+            return None
+        self._depth += 1
+        try:
+            return self._of(value, index)
+        finally:
+            self._depth -= 1
+
+    def _of(self, value: Value, index: tuple[Index, ...]) -> Score | None:
+        if self._is_leaf(value, index) and self._has_slots(index):
+            return Score(Leaf(value, index))
+        found = self._expanded(value, index)
+        if found is not None and (found.chosen is not None or isinstance(found.term, float)):
+            return found
+        if self._is_leaf(value, index):
+            return Score(Leaf(value, index))
+        return found or self._looked_up(value, index)
+
+    def _is_leaf(self, value: Value, index: tuple[Index, ...]) -> bool:
+        """Whether the element depends on token and slot alone; a table of ids is not looked through."""
+        floating = value.dtype is not None and value.dtype.is_floating_point
+        known = self.tokens | (self.slots - self.experts)
+        return floating and all(a in known for i in index for a in atoms(i))
+
+    def _has_slots(self, index: tuple[Index, ...]) -> bool:
+        return any(a in self.slots and a not in self.experts for i in index for a in atoms(i))
+
+    def _looked_up(self, value: Value, index: tuple[Index, ...]) -> Score | None:
+        """An entry of a table of scores; the assembly decides whether it can be gathered."""
+        places = list(self.notation.places(value, index))
+        floating = value.dtype is not None and value.dtype.is_floating_point
+        return Score(Leaf(*places[-1])) if floating else None
+
+    # ------------------------------------------------------------------------------- expansion
+
+    def _expanded(self, value: Value, index: tuple[Index, ...]) -> Score | None:
+        for value, index in self.notation.places(value, index):
+            if value.dtype is not None and value.dtype.is_floating_point and self._has_slots(index):
+                if self._is_leaf(value, index):
+                    return Score(Leaf(value, index))
+            rule = self._rule(value.op)
+            if rule is not None:
+                return rule(value, index)
+        return None
+
+    def _rule(self, op: str) -> Callable[[Value, tuple[Index, ...]], Score | None] | None:
+        if op in _CONSTANT_ZERO or op in _CONSTANT_ONE:
+            return lambda value, index: Score(float(op in _CONSTANT_ONE))
+        if op in _UNARY:
+            return lambda value, index: self._mapped(value, index, _UNARY[op])
+        if op in _BINARY:
+            return self._binary
+        if op in _BOOLEAN_NOT:
+            return self._not
+        if op in _BOOLEAN_AND:
+            return self._and
+        return getattr(self, f"_{op}", None) if op in _METHODS else None
+
+    def _mapped(self, value: Value, index: tuple[Index, ...], function: Callable[..., Any]) -> Score | None:
+        inner = self.of(value.input, index) if isinstance(value.input, Value) else None
+        return None if inner is None else inner.map(function)
+
+    def _to(self, value: Value, index: tuple[Index, ...]) -> Score | None:
+        if not isinstance(value.input, Value):
+            return None
+        inner = self.of(value.input, index)
+        if inner is None or isinstance(inner.term, float) or value.dtype is None:
+            return inner
+        return inner.map(torch.Tensor.to, value.dtype) if value.dtype.is_floating_point else inner
+
+    _type_as = _to
+
+    def _full(self, value: Value, index: tuple[Index, ...]) -> Score | None:
+        fill = value.arg("fill_value", value.arg("1"))
+        return Score(float(fill)) if isinstance(fill, (int, float)) else None
+
+    _full_like = _full
+
+    def _new_full(self, value: Value, index: tuple[Index, ...]) -> Score | None:
+        fill = value.arg("fill_value", value.arg("2"))
+        return Score(float(fill)) if isinstance(fill, (int, float)) else None
+
+    def _eq(self, value: Value, index: tuple[Index, ...]) -> Score | None:
+        sides = [self._integer(o, index) for o in (value.input, value.arg("other"))]
+        return self._chosen(*sides)
+
+    def _integer(self, operand: Any, index: tuple[Index, ...]) -> Index | None:
+        if isinstance(operand, int) and not isinstance(operand, bool):
+            return Index(operand)
+        if not isinstance(operand, Value) or not operand.is_tensor:
+            return None
+        dtype = operand.dtype
+        if dtype is None or dtype.is_floating_point or dtype == torch.bool:
+            return None
+        return self.notation.integer(operand, broadcast(index, operand))
+
+    def _chosen(self, a: Index | None, b: Index | None) -> Score | None:
+        if a is None or b is None:
+            return None
+        for ids, expert in ((a, b), (b, a)):
+            if isinstance(ids.atom, Element) and not isinstance(expert.atom, Element):
+                return Score(1.0, Chosen(ids, expert))
+        return None
+
+    def _one_hot(self, value: Value, index: tuple[Index, ...]) -> Score | None:
+        return self._chosen(self._integer(value.input, index[:-1]), index[-1])
+
+    def _ne(self, value: Value, index: tuple[Index, ...]) -> Score | None:
+        return _negated(self._eq(value, index))
+
+    def _not(self, value: Value, index: tuple[Index, ...]) -> Score | None:
+        return _negated(self.of(value.input, index)) if isinstance(value.input, Value) else None
+
+    def _and(self, value: Value, index: tuple[Index, ...]) -> Score | None:
+        return self._binary(value, index, torch.mul)
+
+    def _gt(self, value: Value, index: tuple[Index, ...]) -> Score | None:
+        """``mask > 0`` of a mask of numbers."""
+        inner = self.of(value.input, index) if value.arg("other") == 0 else None
+        is_mask = inner is not None and inner.chosen is not None and inner.term == 1.0 and inner.other == 0.0
+        return inner if is_mask else None
+
+    def _binary(
+        self, value: Value, index: tuple[Index, ...], function: Callable[..., Any] | None = None
+    ) -> Score | None:
+        if value.arg("alpha", 1) != 1 or value.arg("rounding_mode") is not None:
+            return None
+        function = function or _BINARY[value.op]
+        found: list[Any] = []
+        for operand in (value.input, value.arg("other")):
+            if isinstance(operand, Value) and operand.is_tensor:
+                found.append(self.of(operand, broadcast(index, operand)))
+            else:
+                found.append(Score(float(operand)) if isinstance(operand, (int, float)) else None)
+        return combine(function, *found)
+
+    def _where(self, value: Value, index: tuple[Index, ...]) -> Score | None:
+        mask, left, right = value.input, value.arg("self"), value.arg("other")
+        if left is None or right is None or not isinstance(mask, Value):
+            return None
+        return self._picked(self.of(mask, broadcast(index, mask)), left, right, index)
+
+    def _masked_fill(self, value: Value, index: tuple[Index, ...]) -> Score | None:
+        mask = value.arg("mask")
+        if not isinstance(mask, Value):
+            return None
+        return self._picked(self.of(mask, broadcast(index, mask)), value.arg("value"), value.input, index)
+
+    def _picked(self, mask: Score | None, left: Any, right: Any, index: tuple[Index, ...]) -> Score | None:
+        """``left`` where the mask holds, ``right`` elsewhere; of the two one must be a number."""
+        if mask is None or mask.chosen is None or {mask.term, mask.other} != {0.0, 1.0}:
+            return None
+        inside, outside = (left, right) if mask.term == 1.0 else (right, left)
+        term, other = (self._operand(o, index) for o in (inside, outside))
+        if term is None or other is None or not isinstance(other.term, float) or other.chosen is not None:
+            return None
+        if term.chosen is not None and term.chosen != mask.chosen:
+            return None
+        return Score(term.term, mask.chosen, other.term, mask.distinct or term.distinct)
+
+    def _operand(self, operand: Any, index: tuple[Index, ...]) -> Score | None:
+        if isinstance(operand, Value):
+            return self.of(operand, broadcast(index, operand)) if operand.is_tensor else None
+        return Score(float(operand)) if isinstance(operand, (int, float)) else None
+
+    # ------------------------------------------------------------------------------- tables from the top k
+
+    def _scatter(self, value: Value, index: tuple[Index, ...]) -> Score | None:
+        """``base.scatter(-1, ids, w)``: w where an id names the expert."""
+        axis, ids = value.arg("dim", value.arg("1")), value.arg("index", value.arg("2"))
+        source = value.arg("src", value.arg("value", value.arg("3")))
+        if not isinstance(axis, int) or not isinstance(ids, Value) or value.arg("reduce") is not None:
+            return None
+        axis %= len(index)
+        slot = self._new_slot(size_of(ids.shape[axis]))
+        place = (*index[:axis], slot, *index[axis + 1 :])
+        return self._written(value.input, index, self.notation.integer(ids, place), index[axis], source, place)
+
+    def _scatter_add(self, value: Value, index: tuple[Index, ...]) -> Score | None:
+        found = self._scatter(value, index)
+        return found if found is not None and found.other == 0.0 else None
+
+    def _index_put(self, value: Value, index: tuple[Index, ...]) -> Score | None:
+        """``base[arange(T)[:, None], ids] = w``."""
+        parts = index_parts(value.input, value.arg("indices"))
+        if parts is None or len(parts) != 2 or not all(isinstance(p, Value) for p in parts) or len(index) != 2:
+            return None
+        rows, ids = parts
+        if rows.dtype == torch.bool or ids.dtype == torch.bool or len(ids.shape) != 2:
+            return None
+        slot = self._new_slot(size_of(ids.shape[1]))
+        place = (index[0], slot)
+        if self.notation.integer(rows, broadcast(place, rows)) != index[0]:
+            return None
+        expert = self.notation.integer(ids, place)
+        return self._written(value.input, index, expert, index[1], value.arg("values"), place)
+
+    def _written(
+        self, base: Value, index: tuple[Index, ...], ids: Index, expert: Index, source: Any, place: tuple[Index, ...]
+    ) -> Score | None:
+        below = self.of(base, index)
+        if below is None or not isinstance(below.term, float) or below.chosen is not None:
+            return None
+        chosen = self._chosen(ids, expert)
+        term = self._operand(source, place) if isinstance(source, Value) else Score(float(source))
+        if chosen is None or term is None or term.chosen is not None:
+            return None
+        return Score(term.term, chosen.chosen, below.term, distinct=True)
+
+    def _new_slot(self, size: Any) -> Index:
+        slot = self.notation.variables.new(size)
+        self.slots = self.slots | set(atoms(slot))
+        return slot
+
+    def _sum(self, value: Value, index: tuple[Index, ...]) -> Score | None:
+        """A sum over the slots of a token, in which one slot at most counts for an expert."""
+        source, axes = value.input, value.arg("dim")
+        axes = axes if isinstance(axes, tuple) else (axes,)
+        if not isinstance(source, Value) or len(axes) != 1 or not isinstance(axes[0], int):
+            return None
+        axis = axes[0] % len(source.shape)
+        rest = [*index[:axis], *index[axis + 1 :]] if value.arg("keepdim", False) else list(index)
+        slot = self._new_slot(size_of(source.shape[axis]))
+        inner = self.of(source, (*rest[:axis], slot, *rest[axis:]))
+        if inner is None or inner.chosen is None or inner.other != 0.0:
+            return None
+        mentioned = any(a in set(atoms(slot)) for i in inner.chosen.element.index for a in atoms(i))
+        return inner if mentioned or not slot.terms else None
+
+    def _any(self, value: Value, index: tuple[Index, ...]) -> Score | None:
+        found = self._sum(value, index) if value.arg("dim") is not None else None
+        return replace(found, distinct=True) if found is not None and found.term == 1.0 else None
+
+    _amax = _any
+
+    def _softmax(self, value: Value, index: tuple[Index, ...]) -> Score | None:
+        """Over experts, where all but the chosen ones are minus infinity: a softmax over the slots of the token."""
+        axis = value.arg("dim")
+        inner = self.of(value.input, index) if isinstance(axis, int) and isinstance(value.input, Value) else None
+        if inner is None or inner.chosen is None or inner.other != -math.inf:
+            return None
+        if index[axis] != inner.chosen.expert or inner.chosen.element.index[-1].terms == frozenset():
+            return None
+        dtype = value.arg("dtype")
+        term = _applied(torch.softmax, (inner.term, -1), (("dtype", dtype),) if dtype is not None else ())
+        return Score(term, inner.chosen, 0.0, distinct=True)
+
+    __softmax = _softmax
+
+
+_METHODS = frozenset(
+    "to type_as full full_like new_full eq one_hot ne gt where masked_fill scatter scatter_add index_put sum any amax "
+    "softmax".split()
+)
+
+
+def combine(function: Callable[..., Any], left: Score | None, right: Score | None) -> Score | None:
+    """A function of two scores whose conditions, if both have one, are the same."""
+    if left is None or right is None:
+        return None
+    chosen, distinct = left.chosen or right.chosen, left.distinct or right.distinct
+    if left.chosen is not None and right.chosen is not None:
+        renamed = renaming(right.chosen, left.chosen)
+        if renamed is None:
+            return None
+        right, distinct = substitute_score(right, renamed), True
+    other: float | None = 0.0
+    if chosen is not None:
+        other = _other_of(function, left, right)
+    if other is None:
+        return None
+    if function is torch.mul and 1.0 in (left.term, right.term):
+        return Score(right.term if left.term == 1.0 else left.term, chosen, other, distinct)
+    return Score(_applied(function, (left.term, right.term)), chosen, other, distinct)
+
+
+def _other_of(function: Callable[..., Any], left: Score, right: Score) -> float | None:
+    """The value elsewhere; 0 times anything is 0."""
+    values = [s.other if s.chosen is not None else s.term for s in (left, right)]
+    if all(isinstance(v, float) for v in values):
+        return _number(function, *values)
+    if function is torch.mul and 0.0 in values:
+        return 0.0
+    return 0.0 if function is torch.div and values[0] == 0.0 else None
+
+
+def renaming(chosen: Chosen, like: Chosen) -> Callable[[Any], Index | None] | None:
+    """How to rename the slot variable of ``chosen`` to that of ``like``; None if they say different things."""
+    a, b = chosen.element, like.element
+    if chosen.expert != like.expert or a.value is not b.value or len(a.index) != len(b.index):
+        return None
+    names: dict[Any, Index] = {}
+    for i, j in zip(a.index, b.index, strict=True):
+        if i == j:
+            continue
+        if not isinstance(i.atom, Var) or not isinstance(j.atom, Var) or i.atom.size != j.atom.size:
+            return None
+        names[i.atom] = j
+    return names.get
+
+
+def substitute_score(score: Score, replaced: Callable[[Any], Index | None]) -> Score:
+    """A score with index atoms replaced."""
+    chosen = score.chosen
+    if chosen is not None:
+        chosen = Chosen(substitute(chosen.ids, replaced), substitute(chosen.expert, replaced))
+    return replace(score, term=substitute_term(score.term, replaced), chosen=chosen)
+
+
+def substitute_term(term: Any, replaced: Callable[[Any], Index | None]) -> Any:
+    """A term with index atoms replaced."""
+    if isinstance(term, Leaf):
+        return Leaf(term.value, tuple(substitute(i, replaced) for i in term.index))
+    if isinstance(term, Call):
+        return replace(term, arguments=tuple(substitute_term(a, replaced) for a in term.arguments))
+    return term
+
+
+def _negated(score: Score | None) -> Score | None:
+    if score is None or not isinstance(score.term, float) or score.chosen is None:
+        return None
+    return replace(score, term=1.0 - score.term, other=1.0 - score.other)
+
+
+def _applied(function: Callable[..., Any], arguments: tuple[Any, ...], keywords: Any = ()) -> Term:
+    if all(isinstance(a, (int, float, torch.dtype)) for a in arguments):
+        found = _number(function, *arguments, keywords=keywords)
+        if found is not None:
+            return found
+    return Call(function, arguments, tuple(keywords))
+
+
+def _number(function: Callable[..., Any], *arguments: Any, keywords: Any = ()) -> float | None:
+    tensors = [torch.tensor(a, dtype=torch.float64) if isinstance(a, float) else a for a in arguments]
+    result = float(function(*tensors, **dict(keywords)))
+    return None if math.isnan(result) else result

@@ -1,0 +1,121 @@
+"""Blocks written in any other way, recognised by what they compute (see `samoyeds_compile.match.notation`).
+
+Candidates come from the expert ids: what is computed from them by masks, gathers and tables is the dispatch; the last
+op that brings the dispatch and the rows of products together is where the block's output is near.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+from samoyeds_compile.graph.values import Value, ValueGraph
+from samoyeds_compile.match.experts import collect_members
+from samoyeds_compile.match.notation.block import Block
+from samoyeds_compile.match.notation.notation import Notation
+from samoyeds_compile.match.notation.products import GroupedOp, Products
+from samoyeds_compile.match.region import Candidate, Decline, Family, MoERegion, is_int_tensor
+
+_CHOICES = frozenset(("topk", "argmax", "max", "sort", "argsort", "multinomial"))
+_DISPATCH = frozenset(
+    "view reshape flatten unflatten squeeze unsqueeze permute transpose t getattr slice select narrow item chunk split unbind "
+    "index index_select gather take_along_dim repeat_interleave repeat tile expand expand_as contiguous clone detach stack "
+    "cat to type_as eq ne ge gt lt le one_hot where nonzero sort argsort cumsum bincount histc sum any amax scatter "
+    "scatter_add index_put masked_fill mul add sub div floor_divide remainder sigmoid softmax logical_not logical_and "
+    "bitwise_not bitwise_and invert and_ arange empty_like zeros_like float max getitem".split()
+)
+"""Ops by which routing turns into masks, permutations, rows and tables of weights."""
+
+NEAR = 40
+"""How many values after the last use of the dispatch to try as the block's output."""
+
+
+class Written(Family):
+    """Blocks recognised by what they compute."""
+
+    name = "written"
+    summary = "any other way: loops over experts, masks, einsums, dense tables, accumulation by index"
+    styles = ("grouped", "gathered", "unrolled", "dense")
+
+    def __init__(self, grouped: Mapping[str, GroupedOp] | None = None) -> None:
+        self.grouped = grouped or {}
+
+    def candidates(self, graph: ValueGraph) -> list[Candidate]:
+        """One for each tensor of expert ids whose dispatch meets products."""
+        notation = Notation(graph)
+        products = Products(notation, self.grouped)
+        found = []
+        for ids in _expert_ids(graph):
+            meetings = _meetings(ids, products)
+            if meetings:
+                anchor = max(meetings, key=lambda v: v.position)
+                found.append(Candidate(anchor, partial(_match, graph, notation, products, anchor)))
+        return found
+
+
+def _expert_ids(graph: ValueGraph) -> Iterator[Value]:
+    """Integer tensors that a choice produces or that come from outside."""
+    for value in graph.values:
+        if not is_int_tensor(value) or not 1 <= len(value.shape) <= 3:
+            continue
+        chosen = value.op in ("argmax", "argsort", "multinomial")
+        chosen = chosen or (value.op == "item" and value.input.op in _CHOICES and value.arg("key") == 1)
+        looked_up = value.op in ("index", "embedding", "gather")
+        if chosen or looked_up or value.node.op in ("placeholder", "get_attr"):
+            yield value
+
+
+def _meetings(ids: Value, products: Products) -> list[Value]:
+    """Where what is computed from the ids meets rows: products, and ops with an operand that is no dispatch."""
+    dispatch = {ids}
+    queue = [ids]
+    meetings: list[Value] = []
+    while queue:
+        value = queue.pop()
+        for user in value.users:
+            if user in dispatch:
+                continue
+            if products.is_product(user) or _brings_rows(user, dispatch):
+                meetings.append(user)
+            elif user.op in _DISPATCH:
+                dispatch.add(user)
+                queue.append(user)
+    return [m for m in meetings if m not in dispatch]
+
+
+def _brings_rows(user: Value, dispatch: set[Value]) -> bool:
+    """Whether the op accumulates rows by index or weighs rows that come from elsewhere."""
+    return user.op in ("index_add", "scatter_reduce") or user.op == "aliased_write"
+
+
+def _match(
+    graph: ValueGraph, notation: Notation, products: Products, anchor: Value
+) -> MoERegion:
+    declined: list[Decline] = []
+    for output in _outputs(anchor):
+        try:
+            region = Block(graph, notation, products, output).region()
+            region.members = collect_members(region)
+            return region
+        except Decline as decline:
+            declined.append(decline)
+    raise max(declined, key=_progress)
+
+
+def _progress(decline: Decline) -> int:
+    """How far a match got: the earlier in the graph it failed, the further back it had read."""
+    return -decline.at.position if decline.at is not None else -(10**9)
+
+
+def _outputs(anchor: Value) -> Iterator[Value]:
+    """Values after the anchor that may be the block's output, nearest first."""
+    seen, queue = {anchor}, [anchor]
+    while queue and len(seen) < NEAR:
+        value = queue.pop(0)
+        floating = value.dtype is not None and value.dtype.is_floating_point
+        if floating and len(value.shape) >= 2 and isinstance(value.shape[-1], int):
+            yield value
+        for user in sorted(value.users, key=lambda u: u.position):
+            if user not in seen:
+                seen.add(user)
+                queue.append(user)
