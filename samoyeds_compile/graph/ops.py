@@ -246,6 +246,7 @@ def bind(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[st
     parameters = SIGNATURES.get(name, ())
     bound = {parameters[i] if i < len(parameters) else ("input" if i == 0 else str(i)): a for i, a in enumerate(args)}
     renamed = {"self": "input", "axis": "dim", "tensors": "input", "condition": "input"}
+    renamed |= {"split_size_or_sections": "split_size"}
     return bound | {renamed.get(k, k): v for k, v in kwargs.items()}
 
 

@@ -44,6 +44,32 @@ class Context:
         return self
 
 
+class KnownSizes:
+    """Equations between sizes that depend on data: the parts of a split are together as long as what was split."""
+
+    def __init__(self) -> None:
+        self._replacements: dict[Any, Any] = {}
+
+    def learn(self, whole: torch.Tensor, parts: tuple[torch.Tensor, ...], dim: int) -> None:
+        """``parts`` are ``whole`` split along ``dim``."""
+        sizes = [p.shape[dim] for p in parts]
+        last = sizes[-1].node.expr if isinstance(sizes[-1], torch.SymInt) else None
+        if last is None or not last.is_Symbol or len(sizes) < 2:
+            return
+        others = [s.node.expr if isinstance(s, torch.SymInt) else s for s in sizes[:-1]]
+        total = whole.shape[dim]
+        total = total.node.expr if isinstance(total, torch.SymInt) else total
+        if not any(last in getattr(e, "free_symbols", ()) for e in (*others, total)):
+            self._replacements[last] = total - sum(others)
+
+    def apply(self, size: torch.SymInt) -> Any:
+        """The size as an expression in which what is known is used."""
+        expression = size.node.expr
+        if not self._replacements or expression.free_symbols.isdisjoint(self._replacements):
+            return expression
+        return expression.xreplace(self._replacements).simplify()
+
+
 @dataclass(eq=False)
 class Value:
     """What one node computes at one point of the graph.
@@ -59,6 +85,7 @@ class Value:
         users: the values that read this one.
         writes_input: the write lands in storage that the graph does not own, so it is a side effect.
         superseded: position of the write after which the node means another value, if there is one.
+        known: what is known of the graph's sizes.
     """
 
     op: str
@@ -71,6 +98,7 @@ class Value:
     users: list[Value] = field(default_factory=list)
     writes_input: bool = False
     superseded: int | None = None
+    known: KnownSizes = field(default_factory=KnownSizes)
 
     def __repr__(self) -> str:
         return f"%{self.node.name}:{self.op}"
@@ -153,6 +181,7 @@ class _Reader:
         self.owned_elsewhere: set[Hashable] = set()  # storages of the graph's inputs
         self.values: list[Value] = []
         self.context = Context()
+        self.known = KnownSizes()
 
     def read(self) -> ValueGraph:
         of = {}
@@ -174,12 +203,18 @@ class _Reader:
         self.context = self.context.after(node)
         holder = writes[0] if len(writes) == 1 else node
         value = self._add(Value(name, node, self._resolve(args), len(self.values), holder, self.context))
+        value.known = self.known
+        self._learn(value)
         value.reads = {n: self.now[n] for n in node.all_input_nodes}
         self.now[node] = value
         self._share(node, value)
         if writes:
             self._write(writes, value)
         return value
+
+    def _learn(self, value: Value) -> None:
+        if value.op == "split" and isinstance(value.input, Value) and isinstance(value.example, tuple):
+            self.known.learn(value.input.example, value.example, value.arg("dim", 0))
 
     def _add(self, value: Value) -> Value:
         self.values.append(value)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from samoyeds_compile.graph.values import Value, ValueGraph
 from samoyeds_compile.match.gathered import Gathered
 from samoyeds_compile.match.grouped import Grouped
-from samoyeds_compile.match.region import Decline, Family, MoERegion, NearMiss
+from samoyeds_compile.match.region import Candidate, Decline, Family, MoERegion, NearMiss
 from samoyeds_compile.match.written import Written
 
 logger = logging.getLogger(__name__)
@@ -32,10 +32,18 @@ def match_regions(
     return regions, misses
 
 
+def _candidates(family: Family, graph: ValueGraph) -> list[Candidate]:
+    try:
+        return family.candidates(graph)
+    except Exception:  # a defect of the rule must not break the user's model
+        logger.warning("rule %s failed to scan a graph; it is left out", family, exc_info=True)
+        return []
+
+
 def _match_family(
     family: Family, graph: ValueGraph, taken: set[Value], regions: list[MoERegion], misses: list[NearMiss]
 ) -> None:
-    for candidate in family.candidates(graph):
+    for candidate in _candidates(family, graph):
         try:
             region = candidate.match()
         except Decline as decline:

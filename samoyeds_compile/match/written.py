@@ -12,9 +12,10 @@ from functools import partial
 from samoyeds_compile.graph.values import Value, ValueGraph
 from samoyeds_compile.match.experts import collect_members
 from samoyeds_compile.match.notation.block import Block
+from samoyeds_compile.match.notation.index import size_of, sizes_of
 from samoyeds_compile.match.notation.notation import Notation
 from samoyeds_compile.match.notation.products import GroupedOp, Products
-from samoyeds_compile.match.region import Candidate, Decline, Family, MoERegion, is_int_tensor
+from samoyeds_compile.match.region import Candidate, Decline, Family, MoERegion, is_int_tensor, leaves
 
 _CHOICES = frozenset(("topk", "argmax", "max", "sort", "argsort", "multinomial"))
 _DISPATCH = frozenset(
@@ -25,6 +26,8 @@ _DISPATCH = frozenset(
     "bitwise_not bitwise_and invert and_ arange empty_like zeros_like float max getitem".split()
 )
 """Ops by which routing turns into masks, permutations, rows and tables of weights."""
+
+_ACCUMULATIONS = frozenset(("index_add", "scatter_reduce"))
 
 NEAR = 40
 """How many values after the last use of the dispatch to try as the block's output."""
@@ -58,11 +61,16 @@ def _expert_ids(graph: ValueGraph) -> Iterator[Value]:
     for value in graph.values:
         if not is_int_tensor(value) or not 1 <= len(value.shape) <= 3:
             continue
-        chosen = value.op in ("argmax", "argsort", "multinomial")
-        chosen = chosen or (value.op == "item" and value.input.op in _CHOICES and value.arg("key") == 1)
+        chosen = value.op in ("argmax", "argsort", "multinomial") and _is_floating(value.input)
+        second = value.op == "item" and value.arg("key") == 1
+        chosen = chosen or (second and value.input.op in _CHOICES and _is_floating(value.input.input))
         looked_up = value.op in ("index", "embedding", "gather")
         if chosen or looked_up or value.node.op in ("placeholder", "get_attr"):
             yield value
+
+
+def _is_floating(value: Value) -> bool:
+    return value.dtype is not None and value.dtype.is_floating_point
 
 
 def _meetings(ids: Value, products: Products) -> list[Value]:
@@ -75,7 +83,7 @@ def _meetings(ids: Value, products: Products) -> list[Value]:
         for user in value.users:
             if user in dispatch:
                 continue
-            if products.is_product(user) or _brings_rows(user, dispatch):
+            if products.is_product(user) or user.op in _ACCUMULATIONS or _weighs_rows(user):
                 meetings.append(user)
             elif user.op in _DISPATCH:
                 dispatch.add(user)
@@ -83,28 +91,49 @@ def _meetings(ids: Value, products: Products) -> list[Value]:
     return [m for m in meetings if m not in dispatch]
 
 
-def _brings_rows(user: Value, dispatch: set[Value]) -> bool:
-    """Whether the op accumulates rows by index or weighs rows that come from elsewhere."""
-    return user.op in ("index_add", "scatter_reduce") or user.op == "aliased_write"
+def _weighs_rows(user: Value) -> bool:
+    """Whether rows are multiplied with one number each."""
+    other = user.arg("other")
+    if user.op != "mul" or not isinstance(other, Value) or not isinstance(user.input, Value):
+        return False
+    sizes = [size_of(v.shape[-1]) for v in (user.input, other) if v.shape]
+    return len(sizes) == 2 and 1 in sizes and sizes[0] != sizes[1]
 
 
-def _match(
-    graph: ValueGraph, notation: Notation, products: Products, anchor: Value
-) -> MoERegion:
-    declined: list[Decline] = []
+def _match(graph: ValueGraph, notation: Notation, products: Products, anchor: Value) -> MoERegion:
+    best: tuple[int, Decline] | None = None
+    found: MoERegion | None = None
     for output in _outputs(anchor):
+        block = Block(graph, notation, products, output)
         try:
-            region = Block(graph, notation, products, output).region()
+            region = block.region()
             region.members = collect_members(region)
-            return region
         except Decline as decline:
-            declined.append(decline)
-    raise max(declined, key=_progress)
+            import os
+
+            if os.environ.get("D"):
+                print("   ", output, "|", block.reached, decline.reason, "|", decline.at)
+            if best is None or block.reached >= best[0]:
+                best = (block.reached, decline)
+            continue
+        if found is None or _is_larger(region, found):
+            found = region
+        if found.expert_weights is not None and _takes_all_slots(found):
+            return found
+    if found is not None:
+        return found
+    raise best[1] if best is not None else Decline("nothing after the experts looks like a block's output", anchor)
 
 
-def _progress(decline: Decline) -> int:
-    """How far a match got: the earlier in the graph it failed, the further back it had read."""
-    return -decline.at.position if decline.at is not None else -(10**9)
+def _takes_all_slots(region: MoERegion) -> bool:
+    """Whether the ids are a table [T, K] as such, and no part or flat form of one with more slots."""
+    table = next(leaves(region.expert_ids))
+    return len(table.shape) < 2 or table.shape[-1] == region.top_k
+
+
+def _is_larger(region: MoERegion, than: MoERegion) -> bool:
+    """Whether a region takes in the weighting or the sum over slots, which the other leaves outside."""
+    return region.top_k > than.top_k or (region.expert_weights is not None and than.expert_weights is None)
 
 
 def _outputs(anchor: Value) -> Iterator[Value]:
@@ -112,8 +141,7 @@ def _outputs(anchor: Value) -> Iterator[Value]:
     seen, queue = {anchor}, [anchor]
     while queue and len(seen) < NEAR:
         value = queue.pop(0)
-        floating = value.dtype is not None and value.dtype.is_floating_point
-        if floating and len(value.shape) >= 2 and isinstance(value.shape[-1], int):
+        if _is_floating(value) and len(value.shape) >= 2 and isinstance(sizes_of(value)[-1], int):
             yield value
         for user in sorted(value.users, key=lambda u: u.position):
             if user not in seen:

@@ -1,4 +1,4 @@
-"""From an output of the graph to an `MoERegion`, by index notation: ``out[t] = base[t] + sum over k of w * F(x[t])``."""
+"""From an output of the graph to an `MoERegion`: ``out[t] = base[t] + sum over k of w[t, k] * F_ids[t, k](x[t])``."""
 
 from __future__ import annotations
 
@@ -59,6 +59,9 @@ class Branch:
 class Block:
     """Reads one output.
 
+    Attributes:
+        reached: how far the last reading got, to tell near-misses from accidents.
+
     Raises:
         Decline: the output is not the weighted sum of experts over the slots of each token.
     """
@@ -70,12 +73,18 @@ class Block:
         self.tokens = flatten(self.index[:-1], self.sizes[:-1])
         self.count = math.prod(self.sizes[:-1])
         self.feature = self.index[-1]
+        self.reached = 0
 
     def region(self) -> MoERegion:
         """The region that ends in the output, members excepted."""
+        self.reached = 2
         found = Contributions(self.notation, self.products, self.output, self.index)
+        self.reached = 0
         require(found.experts, "the output is not the sum of products with expert weights", self.output)
+        self.reached = 1
         branches, others = self._branches(found.experts)
+        self.reached = 3
+        branches = self._over_slots(branches)
         first = branches[0]
         self._require_alike(branches)
         base = self._base([*found.bases, *others])
@@ -106,6 +115,7 @@ class Block:
         hidden = self.sizes[-1]
         reader = ExpertReader(self.notation, self.products, contribution, self.feature)
         function = reader.read(token_row(self.tokens, self.count, hidden))
+        self.reached = 2
         expert = function.expert
         experts = [expert] if expert is not None and isinstance(expert.atom, Var) else []
         slots = [b for b in contribution.bound if b not in experts]
@@ -157,9 +167,7 @@ class Block:
         require(zero, "experts that are not chosen still contribute, as 0 does not go to 0 in them", contribution.value)
         return self._times(weight, [replace(scaled, term=1.0)], contribution), replace(scaled, chosen=None)
 
-    def _named(
-        self, contribution: Contribution, function: ExpertFunction, weight: Score, scaled: Score
-    ) -> Branch:
+    def _named(self, contribution: Contribution, function: ExpertFunction, weight: Score, scaled: Score) -> Branch:
         """The branch with its expert: a number, or the entry of the ids."""
         expert, chosen = function.expert, weight.chosen
         require(chosen is None or weight.other == 0.0, "experts that are not chosen contribute", contribution.value)
@@ -202,11 +210,32 @@ class Block:
 
     # ------------------------------------------------------------------------------- all of them
 
+    def _over_slots(self, branches: list[Branch]) -> list[Branch]:
+        """Branches of single slots, one for each of 0 .. K-1, as one over all slots."""
+        numbers = [_slot_number(b) for b in branches]
+        if None in numbers:
+            return branches
+        first = branches[0].ids.atom
+        assert isinstance(first, Element)
+        top_k = sizes_of(first.value)[-1]
+        slot = self.notation.variables.new(top_k)
+        by_expert: dict[int | None, list[Branch]] = {}
+        for branch, number in zip(branches, numbers, strict=True):
+            by_expert.setdefault(branch.expert, []).append(_generalised(branch, number, top_k, slot))
+        for alike in by_expert.values():
+            every = len(alike) == top_k and set(numbers) == set(range(top_k))
+            require(every, "not every slot of a token goes to an expert", alike[0].function.down.product)
+            for other in alike[1:]:
+                self._require_same(alike[0], other)
+        return [alike[0] for alike in by_expert.values()]
+
     def _require_alike(self, branches: list[Branch]) -> None:
         """One branch for all experts, or one for each of 0 .. E-1, with the same function."""
         first = branches[0]
         if first.expert is None:
-            require(len(branches) == 1, "several sums over experts end in one output", branches[-1].function.down.product)
+            require(
+                len(branches) == 1, "several sums over experts end in one output", branches[-1].function.down.product
+            )
             return
         numbers = [b.expert for b in branches]
         at = first.function.down.product
@@ -221,7 +250,7 @@ class Block:
         """E: the size of the stack, or the number of separate experts (the highest one used must have its others)."""
         weight = branches[0].function.down.weight
         highest = max(b.expert or 0 for b in branches) + 1
-        return size_of(weight.value.shape[0]) if weight.expert is not None else max(highest, len(branches))
+        return sizes_of(weight.value)[0] if weight.expert is not None else max(highest, len(branches))
 
     def _require_same(self, first: Branch, other: Branch) -> None:
         a, b = first.function, other.function
@@ -234,7 +263,7 @@ class Block:
             require(p.weight.value.shape == q.weight.value.shape, "experts have different shapes", at)
             require(p.product.dtype == q.product.dtype and p.weight.value.dtype == q.weight.value.dtype,
                     "experts have different dtypes", at)  # fmt: skip
-            separate = p.weight.expert is None
+            separate = p.weight.expert is None and first.expert != other.expert
             require(separate != (p.weight.value is q.weight.value), "an expert's weight is used for another expert", at)
         same_x = a.x[0] is b.x[0]
         require(same_x, "experts have different inputs", at)
@@ -328,7 +357,7 @@ class Block:
         value, index = leaf.value, leaf.index
         by_expert = bool(index) and (
             index[-1] == branch.ids or (branch.expert is not None and index[-1].number == branch.expert
-                                        and size_of(value.shape[-1]) == self.experts and not self._has_slot(leaf, branch))
+                                        and sizes_of(value)[-1] == self.experts and not self._has_slot(leaf, branch))
         )  # fmt: skip
         if not by_expert:
             return None
@@ -336,7 +365,7 @@ class Block:
             return Derived(getitem, (value, ids))
         if flatten(index[:-1], sizes_of(value)[:-1]) != self.tokens:
             return None
-        table = value if len(index) == 2 else Derived(torch.reshape, (value, (-1, size_of(value.shape[-1]))))
+        table = value if len(index) == 2 else Derived(torch.reshape, (value, (-1, sizes_of(value)[-1])))
         wide = Derived(torch.Tensor.to, (ids, torch.int64))
         return Derived(torch.gather, (table, 1, wide))
 
@@ -389,7 +418,7 @@ class Block:
     def _gathered_or_dense(self, down: Projection) -> str:
         """Whether the product has one weight a slot or multiplies every token with every expert."""
         shape = sizes_of(down.product)
-        return "dense" if any(n == size_of(down.weight.value.shape[0]) for n in shape[:-1]) else "gathered"
+        return "dense" if any(n == sizes_of(down.weight.value)[0] for n in shape[:-1]) else "gathered"
 
     def _tokens(self, function: ExpertFunction) -> Operand:
         value = function.x[0]
@@ -428,7 +457,7 @@ def is_distinct(element: Any) -> bool:
     if not isinstance(element, Element):
         return False
     value = element.value
-    if size_of(value.shape[-1]) == 1 or len(value.shape) == 1:
+    if sizes_of(value)[-1] == 1 or len(value.shape) == 1:
         return True
     return value.op == "item" and value.input.op in ("topk", "sort") and value.arg("key") == 1
 
@@ -436,6 +465,31 @@ def is_distinct(element: Any) -> bool:
 def _differ(a: Chosen, b: Chosen) -> bool:
     """Whether two conditions name different experts of the same entry."""
     return a.ids == b.ids and a.expert.number is not None and b.expert.number not in (None, a.expert.number)
+
+
+def _slot_number(branch: Branch) -> int | None:
+    """The slot of a branch that is for one slot of several only."""
+    element = branch.ids.atom
+    assert isinstance(element, Element)
+    several = len(element.index) >= 2 and sizes_of(element.value)[-1] != 1
+    return element.index[-1].number if several else None
+
+
+def _generalised(branch: Branch, number: int | None, top_k: int, slot: Index) -> Branch:
+    """A branch of slot ``number`` as one of slot ``slot``."""
+
+    def term_of(term: Any) -> Any:
+        if isinstance(term, Leaf) and sizes_of(term.value)[-1] == top_k and term.index[-1].number == number:
+            return Leaf(term.value, (*term.index[:-1], slot))
+        if isinstance(term, Call):
+            return replace(term, arguments=tuple(term_of(a) for a in term.arguments))
+        return term
+
+    element = branch.ids.atom
+    assert isinstance(element, Element)
+    ids = Index(0, frozenset(((Element(element.value, (*element.index[:-1], slot)), 1),)))
+    weights = {"weight": term_of(branch.weight), "input_weight": term_of(branch.input_weight)}
+    return replace(branch, ids=ids, slot=slot, **weights)
 
 
 def _slot_renaming(branch: Branch, like: Branch) -> Any:
@@ -454,10 +508,9 @@ def _at_expert(term: Any, branch: Branch) -> Any:
     """A term with the expert's own number replaced by a mark, so that terms of different experts compare."""
     if isinstance(term, Leaf):
         last = term.index[-1].number if term.index else None
-        if last is not None and last == branch.expert:
+        if last is not None and last == branch.expert and sizes_of(term.value)[-1] != 1:
             return Leaf(term.value, (*term.index[:-1], Index(-1)))
         return term
     if isinstance(term, Call):
         return replace(term, arguments=tuple(_at_expert(a, branch) for a in term.arguments))
     return term
-

@@ -1,4 +1,4 @@
-"""From a block's output back to the experts' products: which rows contribute to ``out[t, h]``, and under what condition.
+"""From a block's output back to the experts' products: which rows contribute to ``out[t, h]``, and when.
 
 Everything that may stand between the experts and the output is linear in their rows: moving rows, masks, weights, sums
 over slots or experts, accumulation by index. `Contributions` undoes it; what is left is a list of elements of matrix
@@ -29,6 +29,7 @@ from samoyeds_compile.match.notation.index import (
     atoms,
     constant,
     of_atom,
+    part_sizes,
     rank_of,
     scale,
     size_of,
@@ -188,6 +189,10 @@ class Contributions:
                 return [self._at(item, *rows, bias=added)]
         return [self._at(item, v, i, origin=self._origin(item, v)) for v, i in places]
 
+    def _base(self, item: Contribution, base: Value) -> Contribution:
+        """What rows are added to or written over."""
+        return self._at(item, base, item.index, origin=self._origin(item, base))
+
     def _origin(self, item: Contribution, operand: Value) -> Value | None:
         """The operand of a sum, if it is added to the output as it is."""
         altered = item.bound or item.conditions or item.factors or item.bias or item.scale != 1.0
@@ -249,7 +254,10 @@ class Contributions:
         axis = value.arg("dim", value.arg("1"))
         if value.arg("alpha", 1) != 1 or axis not in (0, -len(value.shape)) or not isinstance(rows, Value):
             return None
-        return [self._at(item, base, item.index, origin=self._origin(item, base)), *self._accumulated(item, chosen, rows)]
+        return [
+            self._at(item, base, item.index, origin=self._origin(item, base)),
+            *self._accumulated(item, chosen, rows),
+        ]
 
     def _scatter_add(self, item: Contribution) -> list[Contribution] | None:
         value = item.value
@@ -258,7 +266,10 @@ class Contributions:
             return None
         if tuple(chosen.shape) != tuple(rows.shape):
             return None
-        return [self._at(item, base, item.index, origin=self._origin(item, base)), *self._accumulated(item, chosen, rows)]
+        return [
+            self._at(item, base, item.index, origin=self._origin(item, base)),
+            *self._accumulated(item, chosen, rows),
+        ]
 
     def _scatter_reduce(self, item: Contribution) -> list[Contribution] | None:
         value = item.value
@@ -274,7 +285,7 @@ class Contributions:
 
     def _solve(self, chosen: Value, target: tuple[Index, ...]) -> _Solution:
         """All r with ``chosen[r, ...] == target[0]``."""
-        row = self.notation.variables.new(size_of(chosen.shape[0]))
+        row = self.notation.variables.new(sizes_of(chosen)[0])
         seen = self.notation.integer(chosen, (row, *target[1:])[: len(chosen.shape)])
         space = self._row_space(seen, row)
         seen = substitute(seen, lambda a: space.row if of_atom(a) == row else None)
@@ -287,7 +298,7 @@ class Contributions:
         """What row ``row`` of gathered rows is, by how the index mentions it."""
         for atom in atoms(seen):
             if isinstance(atom, Sorted) and atom.index == row:
-                flat = self.notation.variables.new(size_of(atom.permutation.shape[0]))
+                flat = self.notation.variables.new(sizes_of(atom.permutation)[0])
                 return _Solution(rank_of(atom.permutation, flat), (flat,))
             if isinstance(atom, Coordinate) and atom.index == row:
                 axes = self.notation.index_of(atom.mask)
@@ -299,7 +310,7 @@ class Contributions:
     def _piece_space(self, atom: Sorted, row: Index) -> _Solution:
         start = next(a for a in atoms(atom.index) if isinstance(a, Start))
         require(atom.index == add(row, of_atom(start)), "rows of a split are not understood", atom.permutation)
-        flat = self.notation.variables.new(size_of(atom.permutation.shape[0]))
+        flat = self.notation.variables.new(sizes_of(atom.permutation)[0])
         position = rank_of(atom.permutation, flat)
         condition = Equal(self._expert_in_split(start.split, position), constant(start.number))
         return _Solution(of_atom(Piece(start.split, start.number, position)), (flat,), (condition,))
@@ -330,11 +341,17 @@ class Contributions:
         if value.arg("accumulate", False):
             if len(chosen) != 1 or mask is not None:
                 return None
-            return [self._at(item, base, item.index, origin=self._origin(item, base)), *self._accumulated(item, chosen[0], rows)]
+            return [
+                self._at(item, base, item.index, origin=self._origin(item, base)),
+                *self._accumulated(item, chosen[0], rows),
+            ]
         added = self._read_back(base, value.arg("indices"), rows)
         if added is not None and len(chosen) == 1 and mask is None:  # out[t] += rows, each t at most once
             distinct = replace(item, distinct=True)
-            return [self._at(item, base, item.index, origin=self._origin(item, base)), *self._accumulated(distinct, chosen[0], added)]
+            return [
+                self._at(item, base, item.index, origin=self._origin(item, base)),
+                *self._accumulated(distinct, chosen[0], added),
+            ]
         return self._overwritten(item, base, rows if added is None else None, added, mask)
 
     def _overwritten(
@@ -350,7 +367,7 @@ class Contributions:
         true = (*item.conditions, Mask(mask, entry))
         below = item.conditions if added is not None else (*item.conditions, Mask(mask, entry, wanted=False))
         return [
-            self._at(item, base, item.index, origin=self._origin(item, base), conditions=below),
+            replace(self._base(item, base), conditions=below),
             self._at(item, source, index, conditions=true),
         ]
 
@@ -400,16 +417,21 @@ class Contributions:
         return self._stacked(item, parts, axis) if item.value.op == "stack" else self._joined(item, parts, axis)
 
     def _stacked(self, item: Contribution, parts: tuple[Value, ...], axis: int) -> list[Contribution]:
+        position = item.index[axis]
         index = (*item.index[:axis], *item.index[axis + 1 :])
         found = []
         for number, part in enumerate(parts):
-            condition = Equal(item.index[axis], constant(number))
-            found.append(self._at(item, part, index, conditions=(*item.conditions, condition)))
+            inside = self._at(item, part, index)
+            if position in item.bound:  # a sum over the stack: one term for each part
+                found.append(substituted(inside, position, constant(number)))
+            else:
+                condition = Equal(position, constant(number))
+                found.append(replace(inside, conditions=(*item.conditions, condition)))
         return found
 
     def _joined(self, item: Contribution, parts: tuple[Value, ...], axis: int) -> list[Contribution] | None:
         position = item.index[axis]
-        lengths = [size_of(p.shape[axis]) for p in parts]
+        lengths = [sizes_of(p)[axis] for p in parts]
         split = next((s for s in self.notation.graph.with_op("split") if _lengths(s) == lengths), None)
         if axis != 0 or split is None or position.atom is None or not hasattr(position.atom, "permutation"):
             return None
@@ -451,6 +473,25 @@ def substitute_condition(condition: Condition, replaced: Any) -> Condition:
     return Equal(substitute(condition.left, replaced), substitute(condition.right, replaced))
 
 
+def substituted(item: Contribution, variable: Index, by: Index) -> Contribution:
+    """A contribution with a bound variable replaced."""
+
+    def replaced(atom: Atom) -> Index | None:
+        return by if of_atom(atom) == variable else None
+
+    def moved(place: Place) -> Place:
+        return place[0], tuple(substitute(i, replaced) for i in place[1])
+
+    return replace(
+        item,
+        index=moved((item.value, item.index))[1],
+        bound=tuple(b for b in item.bound if b != variable),
+        conditions=tuple(substitute_condition(c, replaced) for c in item.conditions),
+        factors=tuple(moved(f) for f in item.factors),
+        bias=None if item.bias is None else moved(item.bias),
+    )
+
+
 def _equate(seen: Index, target: Index, space: _Solution, notation: Notation) -> _Solution | None:
     """``space`` narrowed to the rows for which ``seen`` is ``target``."""
     if seen == target and not seen.terms:  # the axis has one entry
@@ -482,22 +523,23 @@ def split_sizes(split: Value, notation: Notation) -> tuple[Value, Size] | None:
         if place is None or place[1] != (constant(number),) or source not in (None, place[0]):
             return None
         source = place[0]
-    return None if source is None or size_of(source.shape[0]) != len(sizes) else (source, len(sizes))
+    return None if source is None or sizes_of(source)[0] != len(sizes) else (source, len(sizes))
 
 
 def entry_read(size: Any, notation: Notation) -> Place | None:
     """The entry of an integer tensor that ``tensor[i].item()`` reads."""
     if not isinstance(size, Value) or size.op != "item" or size.arg("key") is not None:
         return None
-    place = None
-    for place in notation.places(size.input, tuple(constant(0) for _ in size.input.shape)):
-        pass
-    return None if place is None else (notation.canon(place[0]), place[1])
+    value, index = size.input, tuple(constant(0) for _ in size.input.shape)
+    while True:
+        *_, (value, index) = notation.places(value, index)
+        if value.op not in ("to", "type_as") or not isinstance(value.input, Value):
+            return notation.canon(value), index
+        value = value.input
 
 
 def _lengths(split: Value) -> list[Size]:
-    axis = split.arg("dim", 0)
-    return [size_of(part.shape[axis]) for part in split.example]
+    return part_sizes(split, split.arg("dim", 0))
 
 
 def _fill_of(value: Value) -> Any:

@@ -14,12 +14,11 @@ from samoyeds_codegen import expr
 from samoyeds_compile.graph.values import Value
 from samoyeds_compile.match.activation import BINARY, MAX_TEXT, UNARY
 from samoyeds_compile.match.notation.contributions import Contribution
-from samoyeds_compile.match.notation.index import Index, Size, add, atoms, constant, flatten, scale, size_of, sizes_of
+from samoyeds_compile.match.notation.index import Index, Size, add, atoms, constant, flatten, scale, sizes_of
 from samoyeds_compile.match.notation.notation import Notation
 from samoyeds_compile.match.notation.products import Contraction, Products
 from samoyeds_compile.match.notation.reindex import Place, broadcast
 from samoyeds_compile.match.region import Decline, require
-
 
 IsToken = Callable[[Value, tuple[Index, ...], Index], bool]
 """Whether an element, given with its feature index, is the token's own row."""
@@ -149,20 +148,18 @@ def _whole(index: tuple[Index, ...], sizes: tuple[Any, ...]) -> bool:
     return all((getattr(i.atom, "size", None) if i.terms else 1) == n for i, n in zip(index, sizes, strict=True))
 
 
-def _bias_of(
-    notation: Notation, product: Contraction, added: Place | None, out: Index, weight: Weight
-) -> Bias | None:
+def _bias_of(notation: Notation, product: Contraction, added: Place | None, out: Index, weight: Weight) -> Bias | None:
     biases = [b for b in (product.bias, added) if b is not None]
     require(len(biases) < 2, "a projection has two biases", product.value)
     return _bias(notation, *biases[0], out, weight) if biases else None
 
 
 def _bias(notation: Notation, value: Value, index: tuple[Index, ...], out: Index, weight: Weight) -> Bias:
-    for value, index in notation.places(value, index):
-        if len(value.shape) == 2 and index[1] == out and index[0] == weight.expert:
-            return Bias(value, index[0])
-        if len(value.shape) == 1 and index[0] == out and weight.expert is None:
-            return Bias(value, None)
+    for vector, place in notation.places(value, index):
+        if len(place) == 2 and place[1] == out and place[0] == weight.expert:
+            return Bias(vector, place[0])
+        if len(place) == 1 and place[0] == out and weight.expert is None:
+            return Bias(vector, None)
     raise Decline("what is added to a projection is no bias of the same expert", value)
 
 
@@ -179,7 +176,7 @@ class ExpertReader:
         c = self.contribution
         down = read_projection(self.notation, self.products, c.value, c.index, self.feature, c.bias)
         self.inner = down.inner
-        self.width = size_of(down.weight.value.shape[-2 if down.weight.transposed else -1])
+        self.width = sizes_of(down.weight.value)[-2 if down.weight.transposed else -1]
         text = self._text(*self._uncast(down.rows))
         up, gate, layout, names = self._projections(down)
         for placeholder, name in names.items():
@@ -209,11 +206,8 @@ class ExpertReader:
     # ------------------------------------------------------------------------------- activation
 
     def _text(self, value: Value, index: tuple[Index, ...]) -> str:
-        for value, index in self.notation.places(value, index):
-            leaf = self._leaf(value, index)
-            if leaf is not None:
-                return leaf
-            text = self._operation(value, index)
+        for place in self.notation.places(value, index):
+            text = self._leaf(*place) or self._operation(*place)
             if text is not None:
                 require(len(text) <= MAX_TEXT, "the activation is too long a formula", value)
                 return text
@@ -237,15 +231,11 @@ class ExpertReader:
         return None
 
     def _product(self, value: Value, index: tuple[Index, ...]) -> Place | None:
-        for value, index in self.notation.places(value, index):
-            if self.products.is_product(value):
-                return value, index
-        return None
+        places = self.notation.places(value, index)
+        return next((p for p in places if self.products.is_product(p[0])), None)
 
     def _end(self, value: Value, index: tuple[Index, ...]) -> Place:
-        place = (value, index)
-        for place in self.notation.places(value, index):
-            pass
+        *_, place = self.notation.places(value, index)
         return place
 
     def _projected(self, value: Value, index: tuple[Index, ...], bias: Place | None) -> str:
@@ -292,7 +282,7 @@ class ExpertReader:
 
     def _glu(self, value: Value, index: tuple[Index, ...]) -> str | None:
         axis = value.arg("dim", -1) % len(index)
-        half = constant(size_of(value.shape[axis]))
+        half = constant(sizes_of(value)[axis])
         upper = (*index[:axis], add(index[axis], half), *index[axis + 1 :])
         return f"({self._text(value.input, index)} * sigmoid({self._text(value.input, upper)}))"
 
@@ -307,7 +297,9 @@ class ExpertReader:
             return self._text(operand, broadcast(index, operand))
         if isinstance(operand, (int, float)) and not isinstance(operand, bool):
             return repr(operand)
-        raise Decline("the activation has an operand that is no number", operand if isinstance(operand, Value) else None)
+        raise Decline(
+            "the activation has an operand that is no number", operand if isinstance(operand, Value) else None
+        )
 
     # ------------------------------------------------------------------------------- projections
 
@@ -331,7 +323,10 @@ class ExpertReader:
 
     def _layout(self, leaf: _Leaf) -> tuple[str, dict[str, str]]:
         i, packed = self.inner, sizes_of(leaf.value)[leaf.at]
-        halves = {"concatenated": (i, add(i, constant(self.width))), "interleaved": (scale(i, 2), add(scale(i, 2), constant(1)))}
+        halves = {
+            "concatenated": (i, add(i, constant(self.width))),
+            "interleaved": (scale(i, 2), add(scale(i, 2), constant(1))),
+        }
         if set(leaf.features) == {i} and packed == self.width:
             return "none", {leaf.name(i): expr.PLAIN_NAME}
         for layout, features in halves.items():
@@ -428,7 +423,7 @@ def token_row(tokens: Index, count: Size, width: Size) -> IsToken:
 
     def is_token(value: Value, index: tuple[Index, ...], inner: Index) -> bool:
         floating = value.dtype is not None and value.dtype.is_floating_point
-        if not floating or len(index) < 2 or index[-1] != inner or size_of(value.shape[-1]) != width:
+        if not floating or len(index) < 2 or index[-1] != inner or sizes_of(value)[-1] != width:
             return False
         sizes = sizes_of(value)[:-1]
         return flatten(index[:-1], sizes) == tokens and math.prod(sizes) == count

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
 import torch
 
 from samoyeds_compile.graph.values import Value
@@ -133,14 +134,19 @@ class Index:
 def size_of(size: Any) -> Size:
     """A size as a number or sympy expression; adds no guard."""
     if isinstance(size, torch.SymInt):
-        expression = size.node.expr
-        return int(expression) if expression.is_Integer else expression
-    return size
+        size = size.node.expr
+    return int(size) if isinstance(size, sympy.Integer) else size
 
 
 def sizes_of(value: Value) -> tuple[Size, ...]:
-    """The shape of a value as numbers and sympy expressions."""
-    return tuple(size_of(s) for s in value.shape)
+    """The shape of a value as numbers and sympy expressions, with what is known of sizes that depend on data."""
+    return tuple(size_of(value.known.apply(s)) if isinstance(s, torch.SymInt) else s for s in value.shape)
+
+
+def part_sizes(whole: Value, axis: int) -> list[Size]:
+    """Sizes along ``axis`` of the parts of a chunk or split."""
+    sizes = [part.shape[axis] for part in whole.example]
+    return [size_of(whole.known.apply(s)) if isinstance(s, torch.SymInt) else s for s in sizes]
 
 
 def constant(number: Size) -> Index:
@@ -168,7 +174,7 @@ class Variables:
 
 
 def add(a: Index, b: Index) -> Index:
-    """a + b."""
+    """A + b."""
     if not b.terms and b.constant == 0:
         return a
     if not a.terms and a.constant == 0:
@@ -177,7 +183,7 @@ def add(a: Index, b: Index) -> Index:
 
 
 def scale(a: Index, factor: Size) -> Index:
-    """a * factor."""
+    """A * factor."""
     if isinstance(factor, int) and factor == 1:
         return a
     return _collect(a.constant * factor, ((atom, c * factor) for atom, c in a.terms))
@@ -199,12 +205,12 @@ def _collect(number: Size, terms: Iterable[tuple[Atom, Size]]) -> Index:
 
 
 def divide(a: Index, n: Size) -> Index:
-    """a // n, for a >= 0 and n > 0."""
+    """A // n, for a >= 0 and n > 0."""
     return _split(a, n)[0]
 
 
 def remainder(a: Index, n: Size) -> Index:
-    """a % n, for a >= 0 and n > 0."""
+    """A % n, for a >= 0 and n > 0."""
     return _split(a, n)[1]
 
 
@@ -233,7 +239,7 @@ def _split(a: Index, n: Size) -> tuple[Index, Index]:
 
 
 def _exact(a: Size, n: Size) -> Size | None:
-    """a / n if that leaves no rest."""
+    """A / n if that leaves no rest."""
     if isinstance(a, int) and a == 0:
         return 0
     if isinstance(a, int) and isinstance(n, int):
@@ -262,9 +268,9 @@ def _limit(atom: Atom) -> Size | None:
     if isinstance(atom, Remainder):
         return atom.divisor
     if isinstance(atom, Coordinate):
-        return size_of(atom.mask.shape[atom.axis])
+        return sizes_of(atom.mask)[atom.axis]
     if isinstance(atom, (Sorted, Rank)):
-        return size_of(atom.permutation.shape[-1])
+        return sizes_of(atom.permutation)[-1]
     return None
 
 

@@ -114,10 +114,10 @@ class Notation:
             chosen = value.arg("index") if value.arg("dim") == 0 else None
         if not isinstance(chosen, Value) or chosen.dtype == torch.bool or not index:
             return None
-        same_rows = size_of(chosen.shape[0]) == size_of(value.shape[0])
+        same_rows = sizes_of(chosen)[0] == sizes_of(value)[0]
         if not same_rows or (value.op == "scatter" and tuple(chosen.shape) != tuple(rows.shape)):
             return None
-        row = self.variables.new(size_of(chosen.shape[0]))
+        row = self.variables.new(sizes_of(chosen)[0])
         others = index[1:] if value.op == "scatter" else ()
         atom = self.integer(chosen, (row, *others)[: len(chosen.shape)]).atom
         if isinstance(atom, Sorted) and atom.index == row:
@@ -128,10 +128,7 @@ class Notation:
 
     def integer(self, value: Value, index: tuple[Index, ...]) -> Index:
         """An element of an integer tensor."""
-        place: Place = (value, index)
-        for place in self.places(value, index):
-            pass
-        value, index = place
+        *_, (value, index) = self.places(value, index)
         rule = getattr(self, f"_integer_{value.op}", None)
         found = rule(value, index) if rule is not None else None
         return found if found is not None else of_atom(Element(self.canon(value), index))
@@ -204,7 +201,7 @@ class Notation:
         """The permutation that sorts a vector; of one that is a permutation itself, its inverse."""
         if not _is_ascending(sort):
             return None
-        row = self.variables.new(size_of(sort.input.shape[0]))
+        row = self.variables.new(sizes_of(sort.input)[0])
         atom = self.integer(sort.input, (row,)).atom
         if isinstance(atom, Sorted) and atom.index == row:
             return rank_of(atom.permutation, index[0])

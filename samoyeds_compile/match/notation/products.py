@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from samoyeds_compile.graph.values import Value
-from samoyeds_compile.match.notation.index import Index, size_of, sizes_of
+from samoyeds_compile.match.notation.index import Index, sizes_of
 from samoyeds_compile.match.notation.notation import Notation
 from samoyeds_compile.match.notation.reindex import Place, broadcast
 from samoyeds_compile.match.notation.segments import expert_of_row
@@ -77,11 +77,11 @@ class Products:
         ends = found.get("offsets", found.get("sizes"))
         if len(index) != 2 or not isinstance(ends, Value):
             return None
-        experts = size_of(weight.shape[0])
+        experts = sizes_of(weight)[0]
         expert = expert_of_row(ends, "offsets" in found, index[0], experts, self.notation)
         if expert is None:
             return None
-        inner = self.notation.variables.new(size_of(rows.shape[1]))
+        inner = self.notation.variables.new(sizes_of(rows)[1])
         matrix = (index[1], inner) if found.get("transposed") else (inner, index[1])
         return Contraction(value, ((rows, (index[0], inner)), (weight, (expert, *matrix))), (inner,))
 
@@ -115,7 +115,7 @@ def _linear(value: Value, index: tuple[Index, ...], notation: Notation) -> Contr
     rows, weight, bias = value.input, value.arg("weight", value.arg("1")), value.arg("bias", value.arg("2"))
     if not isinstance(weight, Value) or len(weight.shape) != 2:
         return None
-    inner = notation.variables.new(size_of(weight.shape[1]))
+    inner = notation.variables.new(sizes_of(weight)[1])
     added = (bias, (index[-1],)) if isinstance(bias, Value) else None
     return Contraction(value, ((rows, (*index[:-1], inner)), (weight, (index[-1], inner))), (inner,), added)
 
@@ -131,7 +131,7 @@ def _matmul(value: Value, index: tuple[Index, ...], notation: Notation) -> Contr
 def _multiplied(
     value: Value, left: Value, right: Value, index: tuple[Index, ...], notation: Notation, bias: Place | None = None
 ) -> Contraction:
-    inner = notation.variables.new(size_of(left.shape[-1]))
+    inner = notation.variables.new(sizes_of(left)[-1])
     vector = len(right.shape) == 1
     batch, row = (index[:-1], index[-1]) if vector else (index[:-2], index[-2])
     left_index = (*_batch(batch, left, 2), row, inner)
@@ -148,7 +148,10 @@ def _batch(batch: tuple[Index, ...], operand: Value, matrix_rank: int) -> tuple[
 def _added_product(value: Value, index: tuple[Index, ...], notation: Notation) -> Contraction | None:
     """``baddbmm(c, a, b)`` and ``addmm(c, a, b)`` with both factors 1."""
     added = value.input
-    left, right = value.arg("batch1", value.arg("mat1", value.arg("1"))), value.arg("batch2", value.arg("mat2", value.arg("2")))
+    left, right = (
+        value.arg("batch1", value.arg("mat1", value.arg("1"))),
+        value.arg("batch2", value.arg("mat2", value.arg("2"))),
+    )
     plain = value.arg("alpha", 1) == 1 and value.arg("beta", 1) == 1
     if not plain or not all(isinstance(v, Value) for v in (added, left, right)):
         return None

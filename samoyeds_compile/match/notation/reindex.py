@@ -24,6 +24,7 @@ from samoyeds_compile.match.notation.index import (
     divide,
     flatten,
     of_atom,
+    part_sizes,
     remainder,
     scale,
     size_of,
@@ -33,6 +34,7 @@ from samoyeds_compile.match.notation.index import (
 
 Place = tuple[Value, tuple[Index, ...]]
 """An element of a tensor."""
+
 
 class Integers(Protocol):
     """What the rules need to know of integer tensors."""
@@ -124,9 +126,9 @@ def _slice(value: Value, index: tuple[Index, ...], integers: Integers) -> Place 
         if part is None:
             rest.pop(0)
         elif isinstance(part, slice):
-            source.append(_sliced(rest.pop(0), part, size_of(value.input.shape[len(source)])))
+            source.append(_sliced(rest.pop(0), part, sizes_of(value.input)[len(source)]))
         elif isinstance(part, int):
-            source.append(constant(part % value.input.shape[len(source)]))
+            source.append(_position(part, value.input, len(source)))
         else:
             return None
     return value.input, tuple(source + rest)
@@ -153,7 +155,12 @@ def _select(value: Value, index: tuple[Index, ...], integers: Integers) -> Place
     if not isinstance(number, int):
         return None
     axis %= len(value.input.shape)
-    return value.input, (*index[:axis], constant(number % value.input.shape[axis]), *index[axis:])
+    return value.input, (*index[:axis], _position(number, value.input, axis), *index[axis:])
+
+
+def _position(number: int, source: Value, axis: int) -> Index:
+    """A position along an axis, counted from its start."""
+    return constant(number if number >= 0 else sizes_of(source)[axis] + number)
 
 
 def _narrow(value: Value, index: tuple[Index, ...], integers: Integers) -> Place | None:
@@ -175,7 +182,7 @@ def _item(value: Value, index: tuple[Index, ...], integers: Integers) -> Place |
     source = whole.input
     if whole.op == "unbind":
         axis = whole.arg("dim", 0) % len(source.shape)
-        return source, (*index[:axis], constant(number % source.shape[axis]), *index[axis:])
+        return source, (*index[:axis], _position(number, source, axis), *index[axis:])
     if whole.op in ("chunk", "split", "tensor_split"):
         return _piece(whole, number, index)
     return None
@@ -183,7 +190,7 @@ def _item(value: Value, index: tuple[Index, ...], integers: Integers) -> Place |
 
 def _piece(whole: Value, number: int, index: tuple[Index, ...]) -> Place:
     source, axis = whole.input, whole.arg("dim", 0) % len(index)
-    sizes = [size_of(part.shape[axis]) for part in whole.example]
+    sizes = part_sizes(whole, axis)
     number %= len(sizes)
     if all(isinstance(n, int) for n in sizes):
         return source, _moved(index, axis, add(index[axis], constant(sum(sizes[:number]))))
@@ -208,9 +215,9 @@ def _index(value: Value, index: tuple[Index, ...], integers: Integers) -> Place 
         if part is None:
             others.pop(0)
         elif isinstance(part, slice):
-            source.append(_sliced(others.pop(0), part, size_of(value.input.shape[len(source)])))
+            source.append(_sliced(others.pop(0), part, sizes_of(value.input)[len(source)]))
         elif isinstance(part, int):
-            source.append(constant(part % value.input.shape[len(source)]))
+            source.append(_position(part, value.input, len(source)))
         elif part.dtype == torch.bool:
             mask = integers.canon(part)
             source.extend(coordinate(mask, axis, picked[0]) for axis in range(len(part.shape)))
@@ -295,7 +302,7 @@ def _cat(value: Value, index: tuple[Index, ...], integers: Integers) -> Place | 
     axis = value.arg("dim", 0) % len(index)
     number = index[axis].number
     for part in value.input if number is not None else ():
-        size = size_of(part.shape[axis])
+        size = sizes_of(part)[axis]
         if not isinstance(size, int):
             return None
         if number < size:

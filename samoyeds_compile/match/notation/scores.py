@@ -1,7 +1,7 @@
 """Routing weights and masks in index notation: what a factor is where a token goes to an expert, and elsewhere.
 
-An entry of a dense table of weights [T, E] made from the top k is ``w[t, k]`` if some ``ids[t, k]`` is e, and 0 otherwise.
-`Score` says just that. Factors that depend on tokens and slots only are leaves: the rewrite takes them as they are.
+An entry of a dense table of weights [T, E] made from the top k is ``w[t, k]`` if some ``ids[t, k]`` is e, and 0
+otherwise. `Score` says just that. Factors that depend on tokens and slots only are leaves: the rewrite takes them as they are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from samoyeds_compile.match.notation.index import (
     Index,
     Var,
     atoms,
-    size_of,
+    sizes_of,
     substitute,
 )
 from samoyeds_compile.match.notation.notation import Notation
@@ -95,6 +95,13 @@ MAX_DEPTH = 30
 """How many ops to look through; routers have about ten."""
 
 
+_TESTS = frozenset(("eq", "ne", "one_hot", "scatter", "scatter_add"))
+_THROUGH = frozenset(
+    "view reshape flatten unsqueeze squeeze permute transpose t getattr slice select expand repeat repeat_interleave "
+    "contiguous item chunk unbind logical_not bitwise_not invert logical_and and_".split()
+)
+
+
 class Scores:
     """Evaluates the factors of one contribution.
 
@@ -113,6 +120,7 @@ class Scores:
         self.slots = frozenset(a for i in slots for a in atoms(i))
         self.experts = frozenset(a for i in experts for a in atoms(i))
         self._depth = 0
+        self._testing: dict[Value, bool] = {}
 
     def of(self, value: Value, index: tuple[Index, ...]) -> Score | None:
         """The score of an element, None if it depends on experts in a way that is not understood."""
@@ -125,13 +133,13 @@ class Scores:
             self._depth -= 1
 
     def _of(self, value: Value, index: tuple[Index, ...]) -> Score | None:
-        if self._is_leaf(value, index) and self._has_slots(index):
-            return Score(Leaf(value, index))
+        if self._is_leaf(value, index) and self._has_slots(index) and not self._tests_ids(value):
+            return Score(self._leaf(value, index))
         found = self._expanded(value, index)
         if found is not None and (found.chosen is not None or isinstance(found.term, float)):
             return found
         if self._is_leaf(value, index):
-            return Score(Leaf(value, index))
+            return Score(self._leaf(value, index))
         return found or self._looked_up(value, index)
 
     def _is_leaf(self, value: Value, index: tuple[Index, ...]) -> bool:
@@ -139,6 +147,15 @@ class Scores:
         floating = value.dtype is not None and value.dtype.is_floating_point
         known = self.tokens | (self.slots - self.experts)
         return floating and all(a in known for i in index for a in atoms(i))
+
+    def _leaf(self, value: Value, index: tuple[Index, ...]) -> Leaf:
+        """The element, or what it is a copy of in the nearest matrix or vector."""
+        for place in self.notation.places(value, index):
+            if not self._is_leaf(*place):
+                break
+            if len(place[0].shape) <= 2:
+                return Leaf(*place)
+        return Leaf(value, index)
 
     def _has_slots(self, index: tuple[Index, ...]) -> bool:
         return any(a in self.slots and a not in self.experts for i in index for a in atoms(i))
@@ -152,13 +169,12 @@ class Scores:
     # ------------------------------------------------------------------------------- expansion
 
     def _expanded(self, value: Value, index: tuple[Index, ...]) -> Score | None:
-        for value, index in self.notation.places(value, index):
-            if value.dtype is not None and value.dtype.is_floating_point and self._has_slots(index):
-                if self._is_leaf(value, index):
-                    return Score(Leaf(value, index))
-            rule = self._rule(value.op)
+        for place in self.notation.places(value, index):
+            if self._has_slots(place[1]) and self._is_leaf(*place) and not self._tests_ids(place[0]):
+                return Score(self._leaf(*place))
+            rule = self._rule(place[0].op)
             if rule is not None:
-                return rule(value, index)
+                return rule(*place)
         return None
 
     def _rule(self, op: str) -> Callable[[Value, tuple[Index, ...]], Score | None] | None:
@@ -216,9 +232,18 @@ class Scores:
         if a is None or b is None:
             return None
         for ids, expert in ((a, b), (b, a)):
-            if isinstance(ids.atom, Element) and not isinstance(expert.atom, Element):
+            if isinstance(ids.atom, Element) and (expert.number is not None or expert.atom in self.experts):
                 return Score(1.0, Chosen(ids, expert))
         return None
+
+    def _tests_ids(self, value: Value, depth: int = 8) -> bool:
+        """Whether an element depends on a comparison of ids, and so perhaps on the expert."""
+        if value not in self._testing:
+            self._testing[value] = value.op in _TESTS or (
+                depth > 0 and (value.op in _THROUGH or value.op in _METHODS or value.op in _BINARY)
+                and any(self._tests_ids(o, depth - 1) for o in value.operands if o.is_tensor)
+            )  # fmt: skip
+        return self._testing[value]
 
     def _one_hot(self, value: Value, index: tuple[Index, ...]) -> Score | None:
         return self._chosen(self._integer(value.input, index[:-1]), index[-1])
@@ -290,7 +315,7 @@ class Scores:
         if not isinstance(axis, int) or not isinstance(ids, Value) or value.arg("reduce") is not None:
             return None
         axis %= len(index)
-        slot = self._new_slot(size_of(ids.shape[axis]))
+        slot = self._new_slot(sizes_of(ids)[axis])
         place = (*index[:axis], slot, *index[axis + 1 :])
         return self._written(value.input, index, self.notation.integer(ids, place), index[axis], source, place)
 
@@ -306,7 +331,7 @@ class Scores:
         rows, ids = parts
         if rows.dtype == torch.bool or ids.dtype == torch.bool or len(ids.shape) != 2:
             return None
-        slot = self._new_slot(size_of(ids.shape[1]))
+        slot = self._new_slot(sizes_of(ids)[1])
         place = (index[0], slot)
         if self.notation.integer(rows, broadcast(place, rows)) != index[0]:
             return None
@@ -338,7 +363,7 @@ class Scores:
             return None
         axis = axes[0] % len(source.shape)
         rest = [*index[:axis], *index[axis + 1 :]] if value.arg("keepdim", False) else list(index)
-        slot = self._new_slot(size_of(source.shape[axis]))
+        slot = self._new_slot(sizes_of(source)[axis])
         inner = self.of(source, (*rest[:axis], slot, *rest[axis:]))
         if inner is None or inner.chosen is None or inner.other != 0.0:
             return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from samoyeds_compile.graph.values import Value
-from samoyeds_compile.match.notation.index import Index, Rank, Size, Sorted, of_atom, size_of, substitute
+from samoyeds_compile.match.notation.index import Index, Rank, Size, Sorted, of_atom, sizes_of, substitute
 from samoyeds_compile.match.notation.notation import Notation
 
 _INEXACT = (torch.bfloat16, torch.float16)
@@ -45,7 +45,7 @@ def counts_experts(sizes: Value, ids: Value, experts: Size, notation: Notation) 
     counted = _counted(strip_casts(sizes), experts)
     if counted is None:
         return False
-    row = notation.variables.new(size_of(ids.shape[0]))
+    row = notation.variables.new(sizes_of(ids)[0])
     index = (row,) if len(counted.shape) == 1 else notation.index_of(counted)
     seen = notation.integer(counted, index)
     wanted = notation.integer(ids, (row,) if len(counted.shape) == 1 else (notation.flat(counted, index),))
@@ -79,13 +79,24 @@ def _summed_one_hot(sizes: Value, experts: Size) -> Value | None:
     summed = {a % len(hot.shape) for a in (axes if isinstance(axes, tuple) else (axes,)) if isinstance(a, int)}
     if summed != set(range(len(hot.shape) - 1)) or sizes.arg("keepdim", False):
         return None
-    if hot.op == "one_hot" and size_of(hot.shape[-1]) == experts:
+    if hot.op == "scatter" and _marks_ids(hot, experts):
+        return hot.arg("index")  # type: ignore[no-any-return]
+    if hot.op == "one_hot" and sizes_of(hot)[-1] == experts:
         return hot.input  # type: ignore[no-any-return]
     if hot.op == "eq" and hot.input.op == "unsqueeze" and hot.input.arg("dim") in (-1, len(hot.shape) - 1):
         numbers = hot.arg("other")
         counts = isinstance(numbers, Value) and numbers.op == "arange" and numbers.arg("start") == 0
-        return hot.input.input if counts and size_of(numbers.shape[0]) == experts else None
+        return hot.input.input if counts and sizes_of(numbers)[0] == experts else None
     return None
+
+
+def _marks_ids(table: Value, experts: Size) -> bool:
+    """``zeros(T, E).scatter(1, ids, 1)`` with ids that differ within a row."""
+    ids, base = table.arg("index"), strip_casts(table.input)
+    ones = table.arg("src", table.arg("value")) == 1 and table.arg("dim") in (1, -1) and table.arg("reduce") is None
+    distinct = isinstance(ids, Value) and ids.op == "item" and ids.input.op == "topk"
+    zeros = base.op in ("zeros", "zeros_like", "new_zeros")
+    return bool(ones and distinct and zeros and sizes_of(table)[-1] == experts)
 
 
 def strip_casts(value: Value) -> Value:
