@@ -9,11 +9,12 @@ from samoyeds_compile.graph.values import Value, ValueGraph
 from samoyeds_compile.match.gathered import Gathered
 from samoyeds_compile.match.grouped import Grouped
 from samoyeds_compile.match.region import Candidate, Decline, Family, MoERegion, NearMiss
+from samoyeds_compile.match.dispatched import Dispatched
 from samoyeds_compile.match.written import Written
 
 logger = logging.getLogger(__name__)
 
-FAMILIES: tuple[Family, ...] = (Grouped(), Gathered(), Written())
+FAMILIES: tuple[Family, ...] = (Grouped(), Gathered(), Written(), Dispatched())
 
 
 def match_regions(

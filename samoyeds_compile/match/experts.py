@@ -11,7 +11,13 @@ from samoyeds_compile.graph.values import Value
 from samoyeds_compile.match.activation import carry, read_activation
 from samoyeds_compile.match.region import Carried, Linear, MoERegion, is_int_tensor, require
 
-MATRIX_PRODUCTS = frozenset(("_grouped_mm", "transformers::grouped_mm_fallback", "bmm", "matmul"))
+MATRIX_PRODUCTS = frozenset(
+    "_grouped_mm transformers::grouped_mm_fallback bmm matmul mm linear einsum baddbmm addmm mv".split()
+)
+_MADE_LIKE = frozenset(
+    "zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty".split()
+)
+_SHAPED_AS = frozenset(("view_as", "reshape_as", "expand_as", "type_as"))
 
 
 def strip_cast(value: Value) -> Value:
@@ -159,6 +165,7 @@ def collect_members(region: MoERegion) -> list[Value]:
     """
     inputs = set(region.inputs)
     members: set[Value] = set()
+    lent: dict[Value, None] = {}
     stack = [region.output]
     while stack:
         value = stack.pop()
@@ -168,12 +175,23 @@ def collect_members(region: MoERegion) -> list[Value]:
         require(value.op != "aliased_write", "the block reads a tensor that shares storage with one written to", value)
         require(not value.writes_input, "the block writes to one of its inputs", value)
         members.add(value)
-        stack.extend(o for o in value.operands if o.is_tensor)
+        lenders = _shape_lenders(value)
+        lent.update(dict.fromkeys(lenders))
+        stack.extend(o for o in value.operands if o.is_tensor and o not in lenders)
+    region.shapes = [v for v in lent if v not in members and v not in inputs]
     _require_live_inputs(region)
     _require_one_context(members)
     repeated = [v for v in escaping(members, region.output) if v.op in MATRIX_PRODUCTS]
     require(not repeated, "rows of the experts are read outside the block and would be computed twice", *repeated[:1])
     return sorted(members, key=lambda v: v.position)
+
+
+def _shape_lenders(value: Value) -> list[Value]:
+    """Operands of which only shape, dtype and device matter."""
+    if value.op in _MADE_LIKE:
+        return [value.input]
+    other = value.arg("other", value.arg("1")) if value.op in _SHAPED_AS else None
+    return [other] if isinstance(other, Value) else []
 
 
 def _require_one_context(members: set[Value]) -> None:

@@ -127,7 +127,9 @@ class MoERegion:
         weighting: ``output``, or ``input`` where the routing weights scale the rows before the experts.
         base: what the sum over experts is added to, [T, H], if anything.
         output: [T, H], or x's leading sizes and H.
+        expert_axis: which axis of x counts experts, if there are no ids; the others but the last are rows.
         members: every value that the rewrite makes superfluous.
+        shapes: values outside the region that only lend their shape and dtype to members (``zeros_like``).
     """
 
     family: str
@@ -147,7 +149,9 @@ class MoERegion:
     sentinels: bool = False
     weighting: str = "output"
     base: Value | None = None
+    expert_axis: int = 0
     members: list[Value] = field(default_factory=list)
+    shapes: list[Value] = field(default_factory=list)
 
     @property
     def num_experts(self) -> int:
@@ -180,7 +184,7 @@ class MoERegion:
         carried = [e for c in (self.carried_activation, self.carried_post) if c for e in c.externals]
         weights = [p.weights for p in self.projections]
         biases = [p.bias for p in self.projections]
-        operands = (self.x, self.expert_ids, self.expert_weights, *weights, *biases, self.base, *carried)
+        operands = (self.x, self.expert_ids, self.expert_weights, *weights, *biases, self.base, *carried, *self.shapes)
         return list(dict.fromkeys(leaves(operands)))
 
 

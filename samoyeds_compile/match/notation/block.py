@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from samoyeds_compile.graph.values import Value, ValueGraph
+from samoyeds_compile.match.notation.assemble import linears
+from samoyeds_compile.match.notation.batched import require_alike
 from samoyeds_compile.match.notation.contributions import (
     Condition,
     Contribution,
@@ -255,18 +257,8 @@ class Block:
     def _require_same(self, first: Branch, other: Branch) -> None:
         a, b = first.function, other.function
         at = b.down.product
-        require(a.activation == b.activation and a.layout == b.layout, "experts have different activations", at)
-        require(len(a.projections) == len(b.projections), "experts have different structures", at)
-        for p, q in zip(a.projections, b.projections, strict=True):
-            require(p.weight.transposed == q.weight.transposed, "experts store their weights differently", at)
-            require((p.bias is None) == (q.bias is None), "some experts have a bias and others have none", at)
-            require(p.weight.value.shape == q.weight.value.shape, "experts have different shapes", at)
-            require(p.product.dtype == q.product.dtype and p.weight.value.dtype == q.weight.value.dtype,
-                    "experts have different dtypes", at)  # fmt: skip
-            separate = p.weight.expert is None and first.expert != other.expert
-            require(separate != (p.weight.value is q.weight.value), "an expert's weight is used for another expert", at)
-        same_x = a.x[0] is b.x[0]
-        require(same_x, "experts have different inputs", at)
+        require_alike(a, b)
+        require(a.x[0] is b.x[0], "experts have different inputs", at)
         renamed = _slot_renaming(other, first)
         require(renamed is not None, "experts are chosen by different ids", at)
         assert renamed is not None
@@ -374,16 +366,8 @@ class Block:
     def _assembled(self, branches: list[Branch], ids: tuple[Operand, Value, int], base: Value | None) -> MoERegion:
         first, (table, _, top_k) = branches[0], ids
         function = first.function
-        up, down = (self._linear(branches, name) for name in ("up", "down"))
-        gate = self._linear(branches, "gate") if function.gate is not None else None
+        gate, up, down = linears([(b.expert, b.function) for b in branches])
         self.experts = down.num_experts
-        for p in (up, gate):
-            require(p is None or p.num_experts == self.experts, "projections have different numbers of experts",
-                    up.weights[0])  # fmt: skip
-            require(p is None or p.transposed == down.transposed, "one projection is transposed and another is not",
-                    up.weights[0])  # fmt: skip
-            require(p is None or p.compute_dtype == down.compute_dtype, "projections compute in different dtypes",
-                    up.weights[0])  # fmt: skip
         require(down.out_features == up.in_features, "the experts change the width of the rows", down.weights[0])
         both = first.weight != 1.0 and first.input_weight != 1.0
         require(not both, "the rows are weighted before the experts and after them", function.down.product)
@@ -423,24 +407,6 @@ class Block:
     def _tokens(self, function: ExpertFunction) -> Operand:
         value = function.x[0]
         return value if len(value.shape) == 2 else Derived(torch.flatten, (value, 0, -2))
-
-    def _linear(self, branches: list[Branch], name: str) -> Linear:
-        projections: list[Projection] = [getattr(b.function, name) for b in branches]
-        first = projections[0]
-        separate = first.weight.expert is None
-        ordered = sorted(zip(branches, projections, strict=True), key=lambda p: p[0].expert or 0)
-        weights = tuple(p.weight.value for _, p in ordered) if separate else (first.weight.value,)
-        assert first.product.dtype is not None
-        biases = [p.bias for _, p in ordered]
-        return Linear(weights, self._bias(biases), first.weight.transposed, first.product, first.product.dtype)
-
-    def _bias(self, biases: list[Bias | None]) -> Operand | None:
-        first = biases[0]
-        if first is None:
-            return None
-        if first.expert is not None:
-            return first.value
-        return Derived(torch.stack, (tuple(b.value for b in biases if b is not None),))
 
 
 def maps_zero_to_zero(function: ExpertFunction) -> bool:

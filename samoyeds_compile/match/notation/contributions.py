@@ -28,9 +28,11 @@ from samoyeds_compile.match.notation.index import (
     add,
     atoms,
     constant,
+    divide,
     of_atom,
     part_sizes,
     rank_of,
+    remainder,
     scale,
     size_of,
     sizes_of,
@@ -432,6 +434,8 @@ class Contributions:
     def _joined(self, item: Contribution, parts: tuple[Value, ...], axis: int) -> list[Contribution] | None:
         position = item.index[axis]
         lengths = [sizes_of(p)[axis] for p in parts]
+        if len(set(lengths)) == 1 and isinstance(lengths[0], int):
+            return self._joined_alike(item, parts, axis, lengths[0])
         split = next((s for s in self.notation.graph.with_op("split") if _lengths(s) == lengths), None)
         if axis != 0 or split is None or position.atom is None or not hasattr(position.atom, "permutation"):
             return None
@@ -441,6 +445,19 @@ class Contributions:
             row = of_atom(Piece(split, number, position))
             conditions = (*item.conditions, Equal(expert, constant(number)))
             found.append(self._at(item, part, (row, *item.index[1:]), conditions=conditions))
+        return found
+
+
+    def _joined_alike(
+        self, item: Contribution, parts: tuple[Value, ...], axis: int, length: int
+    ) -> list[Contribution]:
+        """Parts of one length: which part a position lies in is its quotient by the length."""
+        number, row = divide(item.index[axis], length), remainder(item.index[axis], length)
+        index = (*item.index[:axis], row, *item.index[axis + 1 :])
+        found = []
+        for n, part in enumerate(parts):
+            conditions = (*item.conditions, Equal(number, constant(n)))
+            found.append(self._at(item, part, index, conditions=conditions))
         return found
 
 

@@ -195,7 +195,7 @@ def _piece(whole: Value, number: int, index: tuple[Index, ...]) -> Place:
     if all(isinstance(n, int) for n in sizes):
         return source, _moved(index, axis, add(index[axis], constant(sum(sizes[:number]))))
     atom = index[axis].atom
-    if isinstance(atom, Piece) and atom.split is whole and atom.number == number:
+    if isinstance(atom, Piece) and atom.number == number and part_sizes(atom.split, 0) == sizes:
         return source, _moved(index, axis, atom.index)
     return source, _moved(index, axis, add(index[axis], of_atom(Start(whole, number))))
 
