@@ -58,11 +58,12 @@ def _emit_canonical(region: MoERegion, graph: fx.Graph, node_of: NodeOf) -> fx.N
     def optional(value: Value | None) -> fx.Node | None:
         return None if value is None else node_of(value)
 
-    args = (
+    args: tuple[Any, ...] = (
         node_of(region.x), node_of(region.expert_ids), node_of(region.expert_weights),
-        None, node_of(region.up.weight), node_of(region.down.weight),
+        [], [node_of(region.up.weight)], [node_of(region.down.weight)],
         None, optional(region.up.bias), optional(region.down.bias),
-        region.activation, region.gate_up_layout, region.weight_layout, region.up.compute_dtype, region.output.dtype,
+        region.activation, region.gate_up_layout, region.weight_layout, "output", region.up.compute_dtype,
+        region.output.dtype,
     )  # fmt: skip
     node = graph.call_function(torch.ops.samoyeds.moe_experts.default, args)
     node.meta[FAMILY] = region.family
@@ -79,17 +80,17 @@ def _emit_stages(region: MoERegion, graph: fx.Graph, node_of: NodeOf) -> fx.Node
     activation = region.activation if region.carried_activation is None else expr.IDENTITY
     layout = region.gate_up_layout if region.carried_activation is None else "none"
     h = graph.call_function(ops.expert_up.default, (
-        node_of(region.x), *plan, None, node_of(region.up.weight), None, optional(region.up.bias), activation, layout,
-        region.weight_layout, dtype))  # fmt: skip
+        node_of(region.x), *plan, [], [node_of(region.up.weight)], None, optional(region.up.bias), None, activation,
+        layout, region.weight_layout, dtype))  # fmt: skip
     h = _emit_carried(region.carried_activation, graph, h, node_of)
-    down = (h, *plan, node_of(region.down.weight), optional(region.down.bias))
+    order, slot, expert, offsets = plan
+    down = [node_of(region.down.weight)], optional(region.down.bias)
     if region.carried_post is None:
         return graph.call_function(
-            ops.expert_down.default, (*down, weights, region.weight_layout, dtype, region.output.dtype)
+            ops.expert_down.default, (h, *plan, *down, weights, region.weight_layout, dtype, region.output.dtype)
         )
-    y = graph.call_function(ops.expert_down.default, (*down, None, region.weight_layout, dtype, None))
+    y = graph.call_function(ops.expert_project.default, (h, expert, offsets, *down, region.weight_layout, dtype))
     y = _emit_carried(region.carried_post, graph, y, node_of)
-    order, slot, _, offsets = plan
     return graph.call_function(ops.combine.default, (y, order, slot, offsets, weights, region.output.dtype))
 
 
