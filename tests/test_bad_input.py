@@ -315,7 +315,7 @@ def test_ids_out_of_range(dtype: torch.dtype) -> None:
     """Such a slot is nobody's: as if its routing weight were zero."""
     ids = torch.tensor([[0, 4], [100, 3], [7, 9]], dtype=dtype)
     x, up, down, weights = torch.randn(3, 8), torch.randn(4, 12, 8), torch.randn(4, 8, 6), torch.rand(3, 2)
-    common = {"x": x, "up": up, "down": down}
+    common = {"x": x, "up": [up], "down": [down]}
     actual = moe_experts(expert_ids=ids, expert_weights=weights, **common)
     inside = ids < 4
     expected = moe_experts(expert_ids=ids * inside, expert_weights=weights * inside, **common)
@@ -455,13 +455,14 @@ def without_gradient(region: MoERegion, graph: torch.fx.Graph, *args: Any) -> An
     """The right result, but the experts learn nothing."""
     node = EMIT(region, graph, *args)
     with graph.inserting_before(node):
-        node.update_arg(5, graph.call_method("detach", (node.args[5],)))
+        (down,) = node.args[5]
+        node.update_arg(5, [graph.call_method("detach", (down,))])
     return node
 
 
 def in_other_dtype(region: MoERegion, graph: torch.fx.Graph, *args: Any) -> Any:
     node = EMIT(region, graph, *args)
-    node.update_arg(13, torch.float64)
+    node.update_arg(14, torch.float64)
     return node
 
 
