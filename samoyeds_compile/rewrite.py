@@ -17,7 +17,7 @@ from torch import fx
 from samoyeds_codegen import expr
 from samoyeds_compile.graph.edit import copy_origin, erase_members, fill_examples, nodes_between
 from samoyeds_compile.graph.values import Value
-from samoyeds_compile.match.region import Carried, MoERegion
+from samoyeds_compile.match.region import Carried, Derived, Linear, MoERegion, leaves
 
 FAMILY = "samoyeds_family"
 """Key in ``node.meta`` of the canonical op: the pattern it replaces, which the lowering may consider."""
@@ -49,48 +49,110 @@ def emit_region(region: MoERegion, graph: fx.Graph, node_of: NodeOf) -> fx.Node:
         graph: where to write it.
         node_of: the node that holds each of the region's inputs in ``graph``.
     """
+    emitter = _Emitter(region, graph, node_of)
+    if region.expert_ids is None:
+        return emitter.batched()
     if region.carried_activation is None and region.carried_post is None:
-        return _emit_canonical(region, graph, node_of)
-    return _emit_stages(region, graph, node_of)
+        return emitter.finished(emitter.canonical())
+    return emitter.finished(emitter.stages())
 
 
-def _emit_canonical(region: MoERegion, graph: fx.Graph, node_of: NodeOf) -> fx.Node:
-    def optional(value: Value | None) -> fx.Node | None:
-        return None if value is None else node_of(value)
+class _Emitter:
+    def __init__(self, region: MoERegion, graph: fx.Graph, node_of: NodeOf) -> None:
+        self.region, self.graph, self.node_of = region, graph, node_of
+        self.made: dict[Derived, fx.Node] = {}
 
-    args = (
-        node_of(region.x), node_of(region.expert_ids), node_of(region.expert_weights),
-        None, node_of(region.up.weights[0]), node_of(region.down.weights[0]),
-        None, optional(region.up.bias), optional(region.down.bias),
-        region.activation, region.gate_up_layout, region.weight_layout, region.up.compute_dtype, region.output.dtype,
-    )  # fmt: skip
-    node = graph.call_function(torch.ops.samoyeds.moe_experts.default, args)
-    node.meta[FAMILY] = region.family
-    return node
+    def operand(self, operand: Any) -> Any:
+        """What stands for an operand in the graph; a derived one is written there, once."""
+        if isinstance(operand, Value):
+            return self.node_of(operand)
+        if isinstance(operand, (tuple, list)):
+            return type(operand)(self.operand(o) for o in operand)
+        if not isinstance(operand, Derived):
+            return operand
+        if operand not in self.made:
+            arguments = tuple(self.operand(a) for a in operand.args)
+            keywords = {name: self.operand(v) for name, v in operand.kwargs}
+            self.made[operand] = self.call(operand.target, *arguments, **keywords)
+        return self.made[operand]
 
+    def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        return self.graph.call_function(target, args, kwargs)
 
-def _emit_stages(region: MoERegion, graph: fx.Graph, node_of: NodeOf) -> fx.Node:
-    def optional(value: Value | None) -> fx.Node | None:
-        return None if value is None else node_of(value)
+    def canonical(self) -> fx.Node:
+        region = self.region
+        weights = region.expert_weights
+        if weights is None:
+            weights = Derived(torch.ones_like, (region.expert_ids,), (("dtype", region.up.compute_dtype),))
+        node = self.call(
+            torch.ops.samoyeds.moe_experts.default,
+            self.operand(region.x), self.operand(region.expert_ids), self.operand(weights), *self.projections(),
+            region.activation, region.gate_up_layout, region.weight_layout, region.weighting, region.up.compute_dtype,
+            region.output.dtype,
+        )  # fmt: skip
+        node.meta[FAMILY] = region.family
+        return node
 
-    ops, dtype = torch.ops.samoyeds, region.up.compute_dtype
-    weights = node_of(region.expert_weights)
-    plan = emit_plan(graph, node_of(region.expert_ids), region.num_experts)
-    activation = region.activation if region.carried_activation is None else expr.IDENTITY
-    layout = region.gate_up_layout if region.carried_activation is None else "none"
-    h = graph.call_function(ops.expert_up.default, (
-        node_of(region.x), *plan, None, node_of(region.up.weights[0]), None, optional(region.up.bias), activation, layout,
-        region.weight_layout, dtype))  # fmt: skip
-    h = _emit_carried(region.carried_activation, graph, h, node_of)
-    down = (h, *plan, node_of(region.down.weights[0]), optional(region.down.bias))
-    if region.carried_post is None:
-        return graph.call_function(
-            ops.expert_down.default, (*down, weights, region.weight_layout, dtype, region.output.dtype)
-        )
-    y = graph.call_function(ops.expert_down.default, (*down, None, region.weight_layout, dtype, None))
-    y = _emit_carried(region.carried_post, graph, y, node_of)
-    order, slot, _, offsets = plan
-    return graph.call_function(ops.combine.default, (y, order, slot, offsets, weights, region.output.dtype))
+    def projections(self) -> tuple[Any, ...]:
+        """Weights of gate, up and down, then their biases."""
+        linears = (self.region.gate, self.region.up, self.region.down)
+        return (*map(self.weights, linears), *(None if p is None else self.operand(p.bias) for p in linears))
+
+    def weights(self, linear: Linear | None) -> list[fx.Node]:
+        """A stack or the matrices of a projection, all projections stored the same way."""
+        nodes = [] if linear is None else [self.node_of(w) for w in linear.weights]
+        if linear is None or linear.transposed == self.region.up.transposed:
+            return nodes
+        return [self.call(torch.transpose, node, -2, -1) for node in nodes]
+
+    def batched(self) -> fx.Node:
+        region, source, axis = self.region, self.region.x, self.region.expert_axis
+        assert isinstance(source, Value)
+        rows = self.node_of(source)
+        first = self.call(torch.movedim, rows, axis, 0) if axis else rows
+        several = len(source.shape) > 3
+        out = self.call(
+            torch.ops.samoyeds.experts_batched.default,
+            self.call(torch.flatten, first, 1, -2) if several else first, *self.projections(), region.activation,
+            region.gate_up_layout, region.weight_layout, region.up.compute_dtype, region.output.dtype,
+        )  # fmt: skip
+        out = self.call(torch.Tensor.view_as, out, first) if several else out
+        return self.call(torch.movedim, out, 0, axis) if axis else out
+
+    def stages(self) -> fx.Node:
+        region, ops, dtype = self.region, torch.ops.samoyeds, self.region.up.compute_dtype
+        weights = self.operand(region.expert_weights)
+        plan = emit_plan(self.graph, self.operand(region.expert_ids), region.num_experts)
+        order, slot, expert, offsets = plan
+        carried = region.carried_activation is not None
+        h = self.call(
+            ops.expert_up.default, self.operand(region.x), *plan, [], self.weights(region.up), None,
+            self.operand(region.up.bias), None, expr.IDENTITY if carried else region.activation,
+            "none" if carried else region.gate_up_layout, region.weight_layout, dtype,
+        )  # fmt: skip
+        h = _emit_carried(region.carried_activation, self.graph, h, self.node_of)
+        down = self.weights(region.down), self.operand(region.down.bias)
+        if region.carried_post is None:
+            return self.call(
+                ops.expert_down.default, h, *plan, *down, weights, region.weight_layout, dtype, region.output.dtype
+            )
+        y = self.call(ops.expert_project.default, h, expert, offsets, *down, region.weight_layout, dtype)
+        y = _emit_carried(region.carried_post, self.graph, y, self.node_of)
+        return self.call(ops.combine.default, y, order, slot, offsets, weights, region.output.dtype)
+
+    def finished(self, out: fx.Node) -> fx.Node:
+        """The rows [T, H] in the shape of the output, and what they are added to."""
+        region = self.region
+        if len(region.output.shape) != 2:
+            tokens = next(leaves(region.x))
+            alike = len(tokens.shape) == len(region.output.shape)
+            shape = tuple(region.output.shape)
+            out = (
+                self.call(torch.Tensor.view_as, out, self.node_of(tokens))
+                if alike
+                else self.call(torch.reshape, out, shape)
+            )
+        return out if region.base is None else self.call(torch.add, self.node_of(region.base), out)
 
 
 def emit_plan(graph: fx.Graph, expert_ids: fx.Node, num_experts: int) -> tuple[fx.Node, ...]:

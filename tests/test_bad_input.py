@@ -236,15 +236,16 @@ def operands(**changes: Any) -> tuple[Any, ...]:
         "x": torch.randn(3, 8),
         "expert_ids": torch.tensor([[0, 1], [2, 3], [1, 0]]),
         "expert_weights": torch.rand(3, 2),
-        "gate": None,
-        "up": torch.randn(4, 12, 8),
-        "down": torch.randn(4, 8, 6),
+        "gate": [],
+        "up": [torch.randn(4, 12, 8)],
+        "down": [torch.randn(4, 8, 6)],
         "gate_bias": None,
         "up_bias": None,
         "down_bias": None,
         "activation": "silu(gate) * up",
         "gate_up_layout": "concatenated",
         "weight_layout": "out_in",
+        "weighting": "output",
         "compute_dtype": torch.float32,
         "out_dtype": None,
     }
@@ -266,19 +267,19 @@ WRONG_OPERANDS = {
     "ids that are truth values": ({"expert_ids": torch.zeros(3, 2, dtype=torch.bool)}, "expert_ids"),
     "weights of another k": ({"expert_weights": torch.rand(3, 1)}, "expert_weights"),
     "weights made flat": ({"expert_weights": torch.rand(6)}, "expert_weights"),
-    "one expert's weight": ({"up": torch.randn(12, 8)}, "up"),
-    "one expert's second weight": ({"down": torch.randn(8, 6)}, "down|weight"),
-    "second weight of other experts": ({"down": torch.randn(5, 8, 6)}, "down|weight|offsets"),
-    "second weight of another width": ({"down": torch.randn(4, 8, 7)}, "down|weight|x"),
+    "one expert's weight": ({"up": [torch.randn(12, 8)]}, "up|down"),
+    "one expert's second weight": ({"down": [torch.randn(8, 6)]}, "down|weight"),
+    "second weight of other experts": ({"down": [torch.randn(5, 8, 6)]}, "down|weight|offsets"),
+    "second weight of another width": ({"down": [torch.randn(4, 8, 7)]}, "down|weight|x"),
     "weights stored the other way": ({"weight_layout": "in_out"}, "x|up|weight"),
     "weights stored in no way": ({"weight_layout": "sideways"}, "weight_layout"),
     "gate and up in no way": ({"gate_up_layout": "woven"}, "gate_up_layout|activation"),
     "gate missing": ({"gate_up_layout": "separate"}, "gate"),
-    "gate left over": ({"gate": torch.randn(4, 6, 8)}, "gate"),
+    "gate left over": ({"gate": [torch.randn(4, 6, 8)]}, "gate"),
     "an activation of plain experts": ({"activation": "relu(x)"}, "activation"),
     "tokens on another device": ({"x": torch.randn(3, 8, device="meta")}, "operands|x"),
-    "weights on another device": ({"up": torch.randn(4, 12, 8, device="meta")}, "operands|up"),
-    "second weights on another device": ({"down": torch.randn(4, 8, 6, device="meta")}, "operands|down"),
+    "weights on another device": ({"up": [torch.randn(4, 12, 8, device="meta")]}, "operands|up"),
+    "second weights on another device": ({"down": [torch.randn(4, 8, 6, device="meta")]}, "operands|down"),
     "ids on another device": ({"expert_ids": torch.ones(3, 2, dtype=torch.int64, device="meta")}, OF_ROUTING),
     "routing weights on another device": ({"expert_weights": torch.rand(3, 2, device="meta")}, OF_ROUTING),
     "bias on another device": ({"up_bias": torch.randn(4, 12, device="meta")}, OF_BIAS),
@@ -314,7 +315,7 @@ def test_ids_out_of_range(dtype: torch.dtype) -> None:
     """Such a slot is nobody's: as if its routing weight were zero."""
     ids = torch.tensor([[0, 4], [100, 3], [7, 9]], dtype=dtype)
     x, up, down, weights = torch.randn(3, 8), torch.randn(4, 12, 8), torch.randn(4, 8, 6), torch.rand(3, 2)
-    common = {"x": x, "up": up, "down": down}
+    common = {"x": x, "up": [up], "down": [down]}
     actual = moe_experts(expert_ids=ids, expert_weights=weights, **common)
     inside = ids < 4
     expected = moe_experts(expert_ids=ids * inside, expert_weights=weights * inside, **common)
@@ -454,13 +455,14 @@ def without_gradient(region: MoERegion, graph: torch.fx.Graph, *args: Any) -> An
     """The right result, but the experts learn nothing."""
     node = EMIT(region, graph, *args)
     with graph.inserting_before(node):
-        node.update_arg(5, graph.call_method("detach", (node.args[5],)))
+        (down,) = node.args[5]
+        node.update_arg(5, [graph.call_method("detach", (down,))])
     return node
 
 
 def in_other_dtype(region: MoERegion, graph: torch.fx.Graph, *args: Any) -> Any:
     node = EMIT(region, graph, *args)
-    node.update_arg(13, torch.float64)
+    node.update_arg(14, torch.float64)
     return node
 
 

@@ -2,13 +2,18 @@
 
 import pytest
 import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from samoyeds_compile.backend import find_blocks, lower_blocks, rewrite_blocks
 from samoyeds_compile.graph.values import read_graphs
 from samoyeds_compile.lower.choose import prefers_gathered
+from samoyeds_compile.lower.stages import lower_experts
 from samoyeds_compile.match.driver import FAMILIES
 from samoyeds_compile.report.model import GraphReport
+from samoyeds_compile.rewrite import FAMILY
 from tests.blocks import Block
+from tests.ops.operands import operands
 
 
 def lowered_ops(style, tokens, grad=False, dynamic=False):
@@ -51,3 +56,65 @@ def test_more_tokens_never_turn_the_choice_back():
         ]
     assert choices[0] and not choices[-1]
     assert choices == sorted(choices, reverse=True)
+
+
+def lowered_call(op, args):
+    """A graph of one op over ``args``, lowered; whatever tensors they hold are its inputs, lists of them included."""
+    graph, inputs = fx.Graph(), []
+
+    def as_input(tensor):
+        node = graph.placeholder(f"input_{len(inputs)}")
+        node.meta["example_value"] = tensor
+        inputs.append(tensor)
+        return node
+
+    nodes = torch.utils._pytree.tree_map(lambda a: as_input(a) if torch.is_tensor(a) else a, args)
+    node = graph.call_function(op, tuple(nodes))
+    node.meta[FAMILY] = "gathered"
+    graph.output(node)
+    module = fx.GraphModule(torch.nn.Module(), graph)
+    lower_experts(module)
+    graph.lint()
+    module.recompile()
+    return module, inputs, [str(n.target) for n in graph.nodes if "samoyeds" in str(n.target)]
+
+
+STAGES = ["samoyeds.route.default", "samoyeds.expert_up.default", "samoyeds.expert_down.default"]
+GATHERED = ["samoyeds.experts_gathered.default"]
+
+
+@pytest.mark.parametrize(
+    ("separate", "weighting", "expected"),
+    [
+        ("", "output", GATHERED),
+        ("", "input", GATHERED),
+        ("gate,up,down", "output", STAGES),  # no matrix can be gathered from a list
+        ("gate,up,down", "input", STAGES),
+        ("down", "input", STAGES),
+    ],
+)
+def test_separate_matrices_and_weightings(separate, weighting, expected):
+    args = operands(0, 1, 2, 16, 16, 24, "separate", "out_in", True, separate=separate, weighting=weighting)
+    args = (*args, torch.float32, None)
+    with torch.no_grad():
+        module, inputs, ops = lowered_call(torch.ops.samoyeds.moe_experts.default, args)
+        assert ops == expected
+        torch.testing.assert_close(module(*inputs), torch.ops.samoyeds.moe_experts(*args))
+
+
+def test_batched_experts_are_left_to_their_body():
+    args = operands(1, 1, 2, 4, 16, 24, "separate", "out_in", True)[3:12]
+    args = (torch.randn(4, 3, 16), *args, torch.float32, None)
+    module, inputs, ops = lowered_call(torch.ops.samoyeds.experts_batched.default, args)
+    assert ops == ["samoyeds.experts_batched.default"]
+    torch.testing.assert_close(module(*inputs), torch.ops.samoyeds.experts_batched(*args))
+
+
+def test_examples_of_lists():
+    """What lowering adds has example values also where operands stand in lists."""
+    with FakeTensorMode() as mode:
+        args = operands(2, 5, 2, 4, 16, 24, "separate", "out_in", True, separate="gate,up,down", weighting="input")
+        args = torch.utils._pytree.tree_map(lambda a: mode.from_tensor(a) if torch.is_tensor(a) else a, args)
+    module, *_ = lowered_call(torch.ops.samoyeds.moe_experts.default, (*args, torch.float32, None))
+    shapes = {n.name: n.meta["example_value"].shape for n in module.graph.nodes if "expert_" in str(n.target)}
+    assert shapes == {"expert_up_default": (10, 24), "expert_down_default": (5, 16)}

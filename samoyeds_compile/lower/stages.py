@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
 from samoyeds_compile.graph.edit import copy_origin, fill_examples, nodes_between
 from samoyeds_compile.lower.choose import prefers_gathered
+from samoyeds_compile.ops.operands import is_stack, num_experts
 from samoyeds_compile.rewrite import FAMILY, emit_plan
 
 
@@ -38,24 +41,28 @@ def _lower(graph: fx.Graph, node: fx.Node) -> None:
 
 def _emit_stages(graph: fx.Graph, node: fx.Node) -> fx.Node:
     (x, expert_ids, expert_weights, gate, up, down, gate_bias, up_bias, down_bias, activation, gate_up_layout,
-     weight_layout, compute_dtype, out_dtype) = node.args  # fmt: skip
+     weight_layout, weighting, compute_dtype, out_dtype) = node.args  # fmt: skip
     ops = torch.ops.samoyeds
     assert isinstance(expert_ids, fx.Node)
-    plan = emit_plan(graph, expert_ids, _num_experts(up))
+    plan = emit_plan(graph, expert_ids, num_experts(_examples(up)))
+    before, after = (expert_weights, None) if weighting == "input" else (None, expert_weights)
     h = graph.call_function(ops.expert_up.default, (
-        x, *plan, gate, up, gate_bias, up_bias, activation, gate_up_layout, weight_layout, compute_dtype))  # fmt: skip
+        x, *plan, gate, up, gate_bias, up_bias, before, activation, gate_up_layout, weight_layout,
+        compute_dtype))  # fmt: skip
     return graph.call_function(ops.expert_down.default, (
-        h, *plan, down, down_bias, expert_weights, weight_layout, compute_dtype, out_dtype))  # fmt: skip
+        h, *plan, down, down_bias, after, weight_layout, compute_dtype, out_dtype))  # fmt: skip
 
 
 def _prefers_gathered(node: fx.Node) -> bool:
-    operands = [a.meta["example_value"] for a in node.args[:6] if isinstance(a, fx.Node)]
-    x, expert_ids, _, *weights = operands
-    experts = int(weights[0].shape[0])
-    expert_bytes = sum(w.numel() * w.element_size() for w in weights) // experts
+    x, expert_ids, *_ = _examples(node.args[:2])
+    operands = [weights for weights in map(_examples, node.args[3:6]) if weights]
+    if not all(is_stack(weights) for weights in operands):
+        return False
+    experts = num_experts(operands[0])
+    expert_bytes = sum(w.numel() * w.element_size() for (w,) in operands) // experts
     return prefers_gathered(node.meta.get(FAMILY, ""), x, expert_ids, expert_bytes, experts)
 
 
-def _num_experts(weight: object) -> int:
-    assert isinstance(weight, fx.Node)
-    return int(weight.meta["example_value"].shape[0])
+def _examples(nodes: Any) -> list[torch.Tensor]:
+    """The example values of a list of nodes."""
+    return [node.meta["example_value"] for node in nodes]

@@ -179,11 +179,37 @@ def collect_members(region: MoERegion) -> list[Value]:
         lent.update(dict.fromkeys(lenders))
         stack.extend(o for o in value.operands if o.is_tensor and o not in lenders)
     region.shapes = [v for v in lent if v not in members and v not in inputs]
+    members |= _assertions(members)
     _require_live_inputs(region)
     _require_one_context(members)
     repeated = [v for v in escaping(members, region.output) if v.op in MATRIX_PRODUCTS]
     require(not repeated, "rows of the experts are read outside the block and would be computed twice", *repeated[:1])
     return sorted(members, key=lambda v: v.position)
+
+
+def _assertions(members: set[Value]) -> set[Value]:
+    """Sizes of members, and assertions on them, that nothing outside the block needs: they go with it."""
+    found: set[Value] = set()
+    queue = list(members)
+    while queue:
+        for user in queue.pop().users:
+            if user not in found and user not in members and _is_size(user):
+                found.add(user)
+                queue.append(user)
+    inside = members | found
+    needed = [v for v in found if any(u not in inside for u in v.users)]
+    while needed:
+        value = needed.pop()
+        if value in found:
+            found.discard(value)
+            needed += [o for o in value.operands if o in found]
+    return found
+
+
+def _is_size(value: Value) -> bool:
+    """Whether a value is a number read from a shape or a tensor, or a statement about such numbers."""
+    number = isinstance(value.example, (int, torch.SymInt, torch.SymBool, bool))
+    return number or value.op in ("_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size", "_check")
 
 
 def _shape_lenders(value: Value) -> list[Value]:

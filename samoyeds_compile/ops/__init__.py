@@ -1,10 +1,28 @@
 """The ``samoyeds::`` operators.
 
-Canonical: `moe_experts`. Stages: `route`, `expert_up`, `expert_down`. Building block: `expert_linear`.
+Canonical: `moe_experts`; `experts_batched` for rows that are already dispatched. Stages: `route`, `expert_up`,
+`expert_down` (`expert_project` and `combine`). Building block: `expert_linear`.
 Importing this package registers them all. ``T`` tokens, ``K`` experts a token, ``S = T * K`` slots (a token at one of
-its experts), ``E`` experts, ``H`` hidden size, ``I`` expert width; a name such as ``x_TH`` says the shape.
+its experts), ``E`` experts, ``C`` rows an expert, ``H`` hidden size, ``I`` expert width; a name such as ``x_TH`` says
+the shape, and of a list of weights (see `operands`) what it is as a stack.
 """
 
-from samoyeds_compile.ops import expert_down, expert_linear, expert_up, experts_gathered, moe_experts, route
+from samoyeds_compile.ops import (
+    expert_down,
+    expert_linear,
+    expert_up,
+    experts_batched,
+    experts_gathered,
+    moe_experts,
+    route,
+)
 
-__all__ = ["expert_down", "expert_linear", "expert_up", "experts_gathered", "moe_experts", "route"]
+__all__ = [
+    "expert_down",
+    "expert_linear",
+    "expert_up",
+    "experts_batched",
+    "experts_gathered",
+    "moe_experts",
+    "route",
+]

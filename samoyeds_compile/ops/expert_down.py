@@ -1,6 +1,8 @@
-"""``samoyeds::expert_down`` and ``samoyeds::combine``: project back, weigh, and sum each token's contributions."""
+"""``samoyeds::expert_down`` and its halves, ``expert_project`` and ``combine``: project back, weigh, sum per token."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,32 +18,43 @@ def expert_down(
     slot_TK: Tensor,
     expert_S: Tensor,
     offsets_E: Tensor,
-    down_E: Tensor,
+    down_E: Sequence[Tensor],
     down_bias_E: Tensor | None,
     expert_weights_TK: Tensor | None,
     weight_layout: str,
     compute_dtype: torch.dtype,
     out_dtype: torch.dtype | None,
 ) -> Tensor:
-    """Second projection of every expert and, given routing weights, the combination of its results.
+    """`expert_project`, then `combine`.
 
     Args:
         h_SI: activated rows in slot order.
         order_S, slot_TK, expert_S, offsets_E: the plan that `route` made.
-        down_E: [E, H, I], or [E, I, H] if ``weight_layout`` is ``in_out``.
+        down_E: [E, H, I] as a stack or as matrices (see `operands`), [E, I, H] if ``weight_layout`` is ``in_out``.
         down_bias_E: [E, H].
-        expert_weights_TK: routing weights; None leaves the rows in slot order, for what must run before the weighting.
+        expert_weights_TK: routing weights; None sums the rows as they are.
         weight_layout: ``out_in`` or ``in_out``.
         compute_dtype: dtype of the products.
         out_dtype: dtype of the result; None is what rows and routing weights promote to.
 
     Returns:
-        [T, H], or [S, H] without routing weights.
+        [T, H].
     """
-    y_SH = biased_linear(h_SI.to(compute_dtype), down_E, down_bias_E, expert_S, offsets_E, weight_layout)
-    if expert_weights_TK is None:
-        return y_SH
+    y_SH = expert_project(h_SI, expert_S, offsets_E, down_E, down_bias_E, weight_layout, compute_dtype)
     return combine(y_SH, order_S, slot_TK, offsets_E, expert_weights_TK, out_dtype)
+
+
+def expert_project(
+    h_SI: Tensor,
+    expert_S: Tensor,
+    offsets_E: Tensor,
+    down_E: Sequence[Tensor],
+    down_bias_E: Tensor | None,
+    weight_layout: str,
+    compute_dtype: torch.dtype,
+) -> Tensor:
+    """Second projection of every expert: [S, H], rows in slot order, for what must run before the weighting."""
+    return biased_linear(h_SI.to(compute_dtype), down_E, down_bias_E, expert_S, offsets_E, weight_layout)
 
 
 def combine(
@@ -49,21 +62,30 @@ def combine(
     order_S: Tensor,
     slot_TK: Tensor,
     offsets_E: Tensor,
-    expert_weights_TK: Tensor,
+    expert_weights_TK: Tensor | None,
     out_dtype: torch.dtype | None,
 ) -> Tensor:
-    """Weigh rows in slot order and sum each token's k contributions, in slot order and so deterministically."""
-    out_TH = rows.combine(y_SH, expert_weights_TK, order_S, slot_TK, offsets_E)
+    """Sum each token's k rows, weighted if weights are given, in slot order and so deterministically."""
+    if expert_weights_TK is None:
+        out_TH = rows.collect(y_SH, order_S, slot_TK, offsets_E)
+    else:
+        out_TH = rows.combine(y_SH, expert_weights_TK, order_S, slot_TK, offsets_E)
     return out_TH if out_dtype is None else out_TH.to(out_dtype)
 
 
 define_composite(
-    "expert_down(Tensor h, Tensor order, Tensor slot, Tensor expert, Tensor offsets, Tensor down, Tensor? down_bias, "
-    "Tensor? expert_weights, str weight_layout, ScalarType compute_dtype, ScalarType? out_dtype) -> Tensor",
+    "expert_down(Tensor h, Tensor order, Tensor slot, Tensor expert, Tensor offsets, Tensor[] down, "
+    "Tensor? down_bias, Tensor? expert_weights, str weight_layout, ScalarType compute_dtype, ScalarType? out_dtype) "
+    "-> Tensor",
     expert_down,
 )
 define_composite(
-    "combine(Tensor y, Tensor order, Tensor slot, Tensor offsets, Tensor expert_weights, ScalarType? out_dtype) "
+    "expert_project(Tensor h, Tensor expert, Tensor offsets, Tensor[] down, Tensor? down_bias, str weight_layout, "
+    "ScalarType compute_dtype) -> Tensor",
+    expert_project,
+)
+define_composite(
+    "combine(Tensor y, Tensor order, Tensor slot, Tensor offsets, Tensor? expert_weights, ScalarType? out_dtype) "
     "-> Tensor",
     combine,
 )

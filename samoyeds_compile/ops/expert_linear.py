@@ -2,17 +2,19 @@
 
 ``expert_linear`` multiplies each run of rows with its expert's matrix; its two derivatives are ``expert_linear`` with
 the matrix flipped (rows) and ``expert_outer`` (matrix): every backward is itself an op, and so is its own backward.
+Matrices that are tensors of their own are used where they lie; they are never copied into a stack.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from samoyeds_compile.ops.library import bad_operand, define_opaque, register_autograd
+from samoyeds_compile.ops.operands import check_weights, in_width, is_stack, num_experts, out_width
 
 _CALL_COST = 4
 """What one call an expert costs, in units of what ``torch._grouped_mm`` spends on an expert without rows (~1.4 us)."""
@@ -21,12 +23,16 @@ _ALIGNMENT = 16
 """Bytes to which ``torch._grouped_mm`` wants rows and base addresses aligned."""
 
 
-def expert_linear(x_SI: Tensor, weight_E: Tensor, offsets_E: Tensor, in_out: bool) -> Tensor:
+def expert_linear(x_SI: Tensor, weights: Sequence[Tensor], offsets_E: Tensor, in_out: bool) -> Tensor:
     """``x[s] @ W[e]`` for the rows s of every expert e.
+
+    One stack is one grouped product where the device has one. Separate matrices are one product for each expert that
+    has rows; on CUDA this reads the offsets on the host, once a call.
 
     Args:
         x_SI: rows sorted by expert, contiguous runs.
-        weight_E: [E, O, I], or [E, I, O] if ``in_out``; cast to the dtype of x, expert by expert, if it differs.
+        weights: one stack [E, O, I] or E matrices [O, I], the last two dimensions swapped if ``in_out``; cast to the
+            dtype of x, expert by expert, if it differs.
         offsets_E: int32, end of each expert's run, as `route` gives it.
         in_out: the matrices are stored [in, out].
 
@@ -36,7 +42,10 @@ def expert_linear(x_SI: Tensor, weight_E: Tensor, offsets_E: Tensor, in_out: boo
     Raises:
         OperandError: shapes or devices do not fit.
     """
-    _check_linear(x_SI, weight_E, offsets_E, in_out)
+    _check_linear(x_SI, weights, offsets_E, in_out)
+    if not is_stack(weights):
+        return _linear_by_expert(x_SI, weights, offsets_E.tolist(), in_out)
+    weight_E = weights[0]
     if x_SI.device.type == "cpu":
         return _linear_cpu(x_SI, weight_E, offsets_E, in_out)
     if _grouped_mm_takes(x_SI, weight_E):
@@ -79,11 +88,11 @@ def _zero_after(out_SO: Tensor, end: int) -> Tensor:
     return out_SO
 
 
-def _linear_by_expert(x_SI: Tensor, weight_E: Tensor, ends: list[int], in_out: bool) -> Tensor:
-    out_SO = x_SI.new_empty(x_SI.shape[0], weight_E.shape[2 if in_out else 1])
+def _linear_by_expert(x_SI: Tensor, matrices: Tensor | Sequence[Tensor], ends: list[int], in_out: bool) -> Tensor:
+    out_SO = x_SI.new_empty(x_SI.shape[0], matrices[0].shape[1 if in_out else 0])
     use_mv = _mv_is_faster(x_SI, in_out)
     for expert, start, end in _runs(ends):
-        matrix = weight_E[expert]
+        matrix = matrices[expert]
         if matrix.dtype != x_SI.dtype:
             matrix = matrix.to(x_SI.dtype)
         if use_mv and end - start == 1:
@@ -127,23 +136,30 @@ def _on_sm80(tensor: Tensor) -> bool:
     return not tensor.is_cuda or torch.cuda.get_device_capability(tensor.device) >= (8, 0)
 
 
-def _check_linear(x_SI: Tensor, weight_E: Tensor, offsets_E: Tensor, in_out: bool) -> None:
-    if weight_E.dim() != 3:
-        raise bad_operand("expert_linear", "weight", f"has rank {weight_E.dim()}", "pass [E, out, in]")
-    width = weight_E.shape[1 if in_out else 2]
+def _check_linear(x_SI: Tensor, weights: Sequence[Tensor], offsets_E: Tensor, in_out: bool) -> None:
+    if not is_stack(weights) and not _is_uniform(weights):
+        check_weights("expert_linear", "weights", weights)
+    width = in_width(weights, in_out)
     if x_SI.dim() != 2 or x_SI.shape[1] != width:
         raise bad_operand("expert_linear", "x", f"has shape {tuple(x_SI.shape)}", f"the weight takes rows of {width}")
-    if offsets_E.dim() != 1 or offsets_E.shape[0] != weight_E.shape[0]:
+    if offsets_E.dim() != 1 or offsets_E.shape[0] != num_experts(weights):
         shape = tuple(offsets_E.shape)
         raise bad_operand("expert_linear", "offsets", f"has shape {shape}", "pass one end for each expert")
-    if not x_SI.device == weight_E.device == offsets_E.device:
-        where = ", ".join(str(t.device) for t in (x_SI, weight_E, offsets_E))
+    if not x_SI.device == weights[0].device == offsets_E.device:
+        where = ", ".join(str(t.device) for t in (x_SI, weights[0], offsets_E))
         raise bad_operand("expert_linear", "operands", f"lie on {where}", "move them to one device")
 
 
-def _fake_linear(x_SI: Tensor, weight_E: Tensor, offsets_E: Tensor, in_out: bool) -> Tensor:
-    _check_linear(x_SI, weight_E, offsets_E, in_out)
-    return x_SI.new_empty(x_SI.shape[0], weight_E.shape[2 if in_out else 1])
+def _is_uniform(weights: Sequence[Tensor]) -> bool:
+    """Whether the matrices have one shape: what a wrong result could come from, and all that a kernel has time for."""
+    shape = weights[0].shape if weights else ()
+    return len(shape) == 2 and all(weight.shape == shape for weight in weights)
+
+
+def _fake_linear(x_SI: Tensor, weights: Sequence[Tensor], offsets_E: Tensor, in_out: bool) -> Tensor:
+    check_weights("expert_linear", "weights", weights)
+    _check_linear(x_SI, weights, offsets_E, in_out)
+    return x_SI.new_empty(x_SI.shape[0], out_width(weights, in_out))
 
 
 def _fake_outer(x_SI: Tensor, grad_SO: Tensor, offsets_E: Tensor, in_out: bool) -> Tensor:
@@ -152,20 +168,23 @@ def _fake_outer(x_SI: Tensor, grad_SO: Tensor, offsets_E: Tensor, in_out: bool) 
 
 
 def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x_SI, weight_E, offsets_E, ctx.in_out = inputs
-    needs_x, needs_weight = ctx.needs_input_grad[:2]
-    ctx.weight_dtype = weight_E.dtype
-    ctx.save_for_backward(x_SI if needs_weight else None, weight_E if needs_x else None, offsets_E)
+    x_SI, weights, offsets_E, ctx.in_out = inputs
+    needs_x, *needs_weights = ctx.needs_input_grad[: 1 + len(weights)]  # flat here, nested as the inputs in backward
+    ctx.is_stack, ctx.weight_dtype = is_stack(weights), weights[0].dtype
+    ctx.save_for_backward(x_SI if any(needs_weights) else None, offsets_E, *(weights if needs_x else ()))
 
 
-def _linear_backward(ctx: Any, grad_SO: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-    x_SI, weight_E, offsets_E = ctx.saved_tensors
-    ops, grad_x, grad_weight = torch.ops.samoyeds, None, None
-    if ctx.needs_input_grad[0]:
-        grad_x = ops.expert_linear(grad_SO, weight_E, offsets_E, not ctx.in_out)
-    if ctx.needs_input_grad[1]:
-        grad_weight = ops.expert_outer(x_SI, grad_SO, offsets_E, ctx.in_out).to(ctx.weight_dtype)
-    return grad_x, grad_weight, None, None
+def _linear_backward(ctx: Any, grad_SO: Tensor) -> tuple[Tensor | None, list[Tensor | None], None, None]:
+    x_SI, offsets_E, *weights = ctx.saved_tensors
+    ops, grad_x = torch.ops.samoyeds, None
+    needs_x, needs_weights = ctx.needs_input_grad[:2]
+    if needs_x:
+        grad_x = ops.expert_linear(grad_SO, weights, offsets_E, not ctx.in_out)
+    if not any(needs_weights):
+        return grad_x, [None] * len(needs_weights), None, None
+    grad_E = ops.expert_outer(x_SI, grad_SO, offsets_E, ctx.in_out).to(ctx.weight_dtype)
+    grads = [grad_E] if ctx.is_stack else grad_E.unbind(0)
+    return grad_x, [grad if needed else None for grad, needed in zip(grads, needs_weights, strict=True)], None, None
 
 
 def _save_outer(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -176,12 +195,12 @@ def _save_outer(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _outer_backward(ctx: Any, grad_E: Tensor) -> tuple[Tensor, Tensor, None, None]:
     x_SI, grad_SO, offsets_E = ctx.saved_tensors
     linear = torch.ops.samoyeds.expert_linear
-    grad_x = linear(grad_SO, grad_E, offsets_E, not ctx.in_out)
-    return grad_x, linear(x_SI, grad_E, offsets_E, ctx.in_out), None, None
+    grad_x = linear(grad_SO, [grad_E], offsets_E, not ctx.in_out)
+    return grad_x, linear(x_SI, [grad_E], offsets_E, ctx.in_out), None, None
 
 
 define_opaque(
-    "expert_linear(Tensor x, Tensor weight, Tensor offsets, bool in_out) -> Tensor", expert_linear, _fake_linear
+    "expert_linear(Tensor x, Tensor[] weights, Tensor offsets, bool in_out) -> Tensor", expert_linear, _fake_linear
 )
 define_opaque("expert_outer(Tensor x, Tensor grad, Tensor offsets, bool in_out) -> Tensor", expert_outer, _fake_outer)
 register_autograd("expert_linear", _linear_backward, _save_linear)

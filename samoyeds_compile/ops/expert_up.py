@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from samoyeds_codegen import expr
-from samoyeds_compile.ops.library import bad_operand, define_composite
-from samoyeds_compile.ops.rows import dispatch, expert_rows
-
-GATE_UP_LAYOUTS = ("concatenated", "interleaved", "separate", "none")
-"""Where gate and up lie in the first projection: halves, even and odd features, two weights, or no gate at all."""
-WEIGHT_LAYOUTS = ("out_in", "in_out")
+from samoyeds_compile.ops.library import define_composite
+from samoyeds_compile.ops.operands import WEIGHT_LAYOUTS, check_bias, check_choice, check_gate
+from samoyeds_compile.ops.rows import dispatch, dispatch_weighted, expert_rows
 
 
 def expert_up(
@@ -20,10 +19,11 @@ def expert_up(
     slot_TK: Tensor,
     expert_S: Tensor,
     offsets_E: Tensor,
-    gate_E: Tensor | None,
-    up_E: Tensor,
+    gate_E: Sequence[Tensor],
+    up_E: Sequence[Tensor],
     gate_bias_E: Tensor | None,
     up_bias_E: Tensor | None,
+    expert_weights_TK: Tensor | None,
     activation: str,
     gate_up_layout: str,
     weight_layout: str,
@@ -34,56 +34,50 @@ def expert_up(
     Args:
         x_TH: tokens.
         order_S, slot_TK, expert_S, offsets_E: the plan that `route` made.
-        gate_E: [E, I, H], only with layout ``separate``.
+        gate_E: [E, I, H] as a stack or as matrices (see `operands`), only with layout ``separate``; empty otherwise.
         up_E: [E, 2I, H] with gate and up packed, [E, I, H] otherwise ([E, H, ...] if ``weight_layout`` is ``in_out``).
         gate_bias_E, up_bias_E: [E, I] and [E, 2I] or [E, I].
+        expert_weights_TK: routing weights, for experts that weigh the rows that go in: each row is multiplied in the
+            dtype that it and its weight promote to, then cast; None leaves the rows as they are.
         activation: expression of `samoyeds_codegen.expr`; ``"x"`` leaves the packed rows as they are.
-        gate_up_layout: one of `GATE_UP_LAYOUTS`.
-        weight_layout: one of `WEIGHT_LAYOUTS`.
+        gate_up_layout: one of `operands.GATE_UP_LAYOUTS`.
+        weight_layout: one of `operands.WEIGHT_LAYOUTS`.
         compute_dtype: dtype of the products.
 
     Returns:
         [S, I] (or [S, 2I] for activation ``"x"`` over packed weights), rows in slot order.
     """
-    if gate_up_layout not in GATE_UP_LAYOUTS:
-        raise bad_operand("expert_up", "gate_up_layout", f"is {gate_up_layout!r}", f"use one of {GATE_UP_LAYOUTS}")
-    if (gate_E is not None) != (gate_up_layout == "separate"):
-        raise bad_operand(
-            "expert_up", "gate", "does not fit the layout", "pass it with layout 'separate' and only then"
-        )
-    x_SH = dispatch(x_TH.to(compute_dtype), order_S, slot_TK, offsets_E)
+    check_gate("expert_up", gate_E, gate_up_layout)
+    if expert_weights_TK is None:
+        x_SH = dispatch(x_TH.to(compute_dtype), order_S, slot_TK, offsets_E)
+    else:
+        x_SH = dispatch_weighted(x_TH, expert_weights_TK, order_S, slot_TK, offsets_E).to(compute_dtype)
     z = biased_linear(x_SH, up_E, up_bias_E, expert_S, offsets_E, weight_layout)
-    if gate_E is not None:
+    if gate_E:
         gate = biased_linear(x_SH, gate_E, gate_bias_E, expert_S, offsets_E, weight_layout)
         return expr.evaluate(activation, {"gate": gate, "up": z})  # type: ignore[no-any-return]
     return expr.evaluate(activation, split_gate(z, gate_up_layout))  # type: ignore[no-any-return]
 
 
 def biased_linear(
-    x_S: Tensor, weight_E: Tensor, bias_E: Tensor | None, expert_S: Tensor, offsets_E: Tensor, weight_layout: str
+    x_S: Tensor,
+    weight_E: Sequence[Tensor],
+    bias_E: Tensor | None,
+    expert_S: Tensor,
+    offsets_E: Tensor,
+    weight_layout: str,
 ) -> Tensor:
     """One projection of all experts, with its bias."""
-    if weight_layout not in WEIGHT_LAYOUTS:
-        raise bad_operand("expert_linear", "weight_layout", f"is {weight_layout!r}", f"use one of {WEIGHT_LAYOUTS}")
+    check_choice("expert_linear", "weight_layout", weight_layout, WEIGHT_LAYOUTS)
     in_out = weight_layout == "in_out"
     if bias_E is not None:
-        _check_bias(bias_E, weight_E, in_out)
+        check_bias("expert_linear", bias_E, weight_E, in_out)
     y_S: Tensor = torch.ops.samoyeds.expert_linear(x_S, weight_E, offsets_E, in_out)
     return y_S if bias_E is None else (y_S + expert_rows(bias_E, expert_S, offsets_E)).to(y_S.dtype)
 
 
-def _check_bias(bias_E: Tensor, weight_E: Tensor, in_out: bool) -> None:
-    experts, width = weight_E.shape[0], weight_E.shape[2 if in_out else 1]
-    if bias_E.dim() != 2 or bias_E.shape[0] != experts or bias_E.shape[1] not in (1, width):
-        remedy = f"pass [{experts}, {width}], one row an expert"
-        raise bad_operand("expert_linear", "bias", f"has shape {tuple(bias_E.shape)}", remedy)
-    if bias_E.device != weight_E.device:
-        reason = f"lies on {bias_E.device} and the weight on {weight_E.device}"
-        raise bad_operand("expert_linear", "bias", reason, "move them to one device")
-
-
 def split_gate(z_S: Tensor, gate_up_layout: str) -> dict[str, Tensor]:
-    """The inputs of the activation out of the packed rows."""
+    """The inputs of the activation out of the packed rows, [..., 2I] or [..., I]."""
     if gate_up_layout == "concatenated":
         gate, up = z_S.chunk(2, dim=-1)
         return {"gate": gate, "up": up}
@@ -93,8 +87,8 @@ def split_gate(z_S: Tensor, gate_up_layout: str) -> dict[str, Tensor]:
 
 
 define_composite(
-    "expert_up(Tensor x, Tensor order, Tensor slot, Tensor expert, Tensor offsets, Tensor? gate, Tensor up, "
-    "Tensor? gate_bias, Tensor? up_bias, str activation, str gate_up_layout, str weight_layout, "
-    "ScalarType compute_dtype) -> Tensor",
+    "expert_up(Tensor x, Tensor order, Tensor slot, Tensor expert, Tensor offsets, Tensor[] gate, Tensor[] up, "
+    "Tensor? gate_bias, Tensor? up_bias, Tensor? expert_weights, str activation, str gate_up_layout, "
+    "str weight_layout, ScalarType compute_dtype) -> Tensor",
     expert_up,
 )

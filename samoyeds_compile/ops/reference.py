@@ -5,11 +5,14 @@ Slow on purpose; tests compare the ops with these, in float64.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from samoyeds_codegen import expr
 from samoyeds_compile.ops.expert_up import split_gate
+from samoyeds_compile.ops.operands import is_stack, num_experts, out_width
 from samoyeds_compile.ops.route import NO_SIGN, Plan
 
 
@@ -26,14 +29,19 @@ def route(expert_ids_TK: Tensor, num_experts: int) -> Plan:
     )
 
 
-def expert_linear(x_SI: Tensor, weight_E: Tensor, offsets_E: Tensor, in_out: bool) -> Tensor:
+def matrix(weights: Sequence[Tensor], index: int) -> Tensor:
+    """The matrix of one expert, of either form of a weight operand."""
+    return weights[0][index] if is_stack(weights) else weights[index]
+
+
+def expert_linear(x_SI: Tensor, weights: Sequence[Tensor], offsets_E: Tensor, in_out: bool) -> Tensor:
     """Twin of ``samoyeds::expert_linear``; rows that belong to nobody are zero."""
     rows, start = [], 0
-    for matrix, end in zip(weight_E, offsets_E.tolist(), strict=True):
-        rows.append(x_SI[start:end] @ (matrix if in_out else matrix.t()))
+    for expert_index, end in enumerate(offsets_E.tolist()):
+        weight = matrix(weights, expert_index)
+        rows.append(x_SI[start:end] @ (weight if in_out else weight.t()))
         start = end
-    width = weight_E.shape[2 if in_out else 1]
-    return torch.cat([*rows, x_SI.new_zeros(x_SI.shape[0] - start, width)])
+    return torch.cat([*rows, x_SI.new_zeros(x_SI.shape[0] - start, out_width(weights, in_out))])
 
 
 def expert_outer(x_SI: Tensor, grad_SO: Tensor, offsets_E: Tensor, in_out: bool) -> Tensor:
@@ -46,12 +54,38 @@ def expert_outer(x_SI: Tensor, grad_SO: Tensor, offsets_E: Tensor, in_out: bool)
     return torch.stack(products)
 
 
+def linear(v: Tensor, index: int, weight_E: Sequence[Tensor], bias_E: Tensor | None, weight_layout: str) -> Tensor:
+    """One projection of one expert on one row, [I] -> [O]."""
+    weight = matrix(weight_E, index)
+    y = (weight.t() if weight_layout == "in_out" else weight) @ v
+    return y if bias_E is None else y + bias_E[index]
+
+
+def up(
+    x_H: Tensor,
+    index: int,
+    gate_E: Sequence[Tensor],
+    up_E: Sequence[Tensor],
+    gate_bias_E: Tensor | None,
+    up_bias_E: Tensor | None,
+    activation: str,
+    gate_up_layout: str,
+    weight_layout: str,
+) -> Tensor:
+    """First projection and activation of one expert on one token, [H] -> [I]."""
+    z = linear(x_H, index, up_E, up_bias_E, weight_layout)
+    inputs = split_gate(z, gate_up_layout)
+    if gate_E:
+        inputs = {"gate": linear(x_H, index, gate_E, gate_bias_E, weight_layout), "up": z}
+    return expr.evaluate(activation, inputs)  # type: ignore[no-any-return]
+
+
 def expert(
     x_H: Tensor,
     index: int,
-    gate_E: Tensor | None,
-    up_E: Tensor,
-    down_E: Tensor,
+    gate_E: Sequence[Tensor],
+    up_E: Sequence[Tensor],
+    down_E: Sequence[Tensor],
     gate_bias_E: Tensor | None,
     up_bias_E: Tensor | None,
     down_bias_E: Tensor | None,
@@ -60,25 +94,43 @@ def expert(
     weight_layout: str,
 ) -> Tensor:
     """One expert on one token, [H] -> [H]."""
-
-    def linear(v: Tensor, weight_E: Tensor, bias_E: Tensor | None) -> Tensor:
-        matrix = weight_E[index].t() if weight_layout == "in_out" else weight_E[index]
-        return matrix @ v if bias_E is None else matrix @ v + bias_E[index]
-
-    z = linear(x_H, up_E, up_bias_E)
-    inputs = split_gate(z, gate_up_layout)
-    if gate_E is not None:
-        inputs = {"gate": linear(x_H, gate_E, gate_bias_E), "up": z}
-    return linear(expr.evaluate(activation, inputs), down_E, down_bias_E)
+    h_I = up(x_H, index, gate_E, up_E, gate_bias_E, up_bias_E, activation, gate_up_layout, weight_layout)
+    return linear(h_I, index, down_E, down_bias_E, weight_layout)
 
 
 def moe_experts(
     x_TH: Tensor,
     expert_ids_TK: Tensor,
     expert_weights_TK: Tensor,
-    gate_E: Tensor | None,
-    up_E: Tensor,
-    down_E: Tensor,
+    gate_E: Sequence[Tensor],
+    up_E: Sequence[Tensor],
+    down_E: Sequence[Tensor],
+    gate_bias_E: Tensor | None,
+    up_bias_E: Tensor | None,
+    down_bias_E: Tensor | None,
+    activation: str,
+    gate_up_layout: str,
+    weight_layout: str,
+    weighting: str,
+) -> Tensor:
+    """Twin of ``samoyeds::moe_experts`` (and ``experts_gathered``) in the dtype of its operands."""
+    operands = gate_E, up_E, down_E, gate_bias_E, up_bias_E, down_bias_E, activation, gate_up_layout, weight_layout
+    out_TH = []
+    for x_H, ids, weights_K in zip(x_TH, expert_ids_TK.tolist(), expert_weights_TK, strict=True):
+        total = 0 * x_H
+        for index, weight in zip(ids, weights_K, strict=True):
+            if 0 <= index < num_experts(up_E):
+                before, after = (weight, 1) if weighting == "input" else (1, weight)
+                total = total + after * expert(before * x_H, index, *operands)
+        out_TH.append(total)
+    return torch.stack(out_TH) if out_TH else 0 * x_TH
+
+
+def experts_batched(
+    x_ECH: Tensor,
+    gate_E: Sequence[Tensor],
+    up_E: Sequence[Tensor],
+    down_E: Sequence[Tensor],
     gate_bias_E: Tensor | None,
     up_bias_E: Tensor | None,
     down_bias_E: Tensor | None,
@@ -86,15 +138,61 @@ def moe_experts(
     gate_up_layout: str,
     weight_layout: str,
 ) -> Tensor:
-    """Twin of ``samoyeds::moe_experts`` in the dtype of its operands."""
-    out_TH = []
-    for x_H, ids, weights_K in zip(x_TH, expert_ids_TK.tolist(), expert_weights_TK, strict=True):
-        total = 0 * x_H
-        for index, weight in zip(ids, weights_K, strict=True):
-            if 0 <= index < up_E.shape[0]:
-                total = total + weight * expert(
-                    x_H, index, gate_E, up_E, down_E, gate_bias_E, up_bias_E, down_bias_E, activation,
-                    gate_up_layout, weight_layout,
-                )  # fmt: skip
-        out_TH.append(total)
-    return torch.stack(out_TH) if out_TH else 0 * x_TH
+    """Twin of ``samoyeds::experts_batched`` in the dtype of its operands."""
+    operands = gate_E, up_E, down_E, gate_bias_E, up_bias_E, down_bias_E, activation, gate_up_layout, weight_layout
+    if x_ECH.shape[1] == 0:
+        return 0 * x_ECH
+    return torch.stack(
+        [torch.stack([expert(x_H, index, *operands) for x_H in x_CH]) for index, x_CH in enumerate(x_ECH)]
+    )
+
+
+def expert_up(
+    x_TH: Tensor,
+    expert_ids_TK: Tensor,
+    gate_E: Sequence[Tensor],
+    up_E: Sequence[Tensor],
+    gate_bias_E: Tensor | None,
+    up_bias_E: Tensor | None,
+    expert_weights_TK: Tensor | None,
+    activation: str,
+    gate_up_layout: str,
+    weight_layout: str,
+) -> Tensor:
+    """Twin of ``samoyeds::expert_up``, from the ids; only the rows that belong to an expert, [S', I]."""
+    operands = gate_E, up_E, gate_bias_E, up_bias_E, activation, gate_up_layout, weight_layout
+    rows_H = x_TH.repeat_interleave(expert_ids_TK.shape[1], 0)
+    if expert_weights_TK is not None:
+        rows_H = rows_H * expert_weights_TK.reshape(-1, 1)
+    slots = _owned_slots(expert_ids_TK, num_experts(up_E))
+    return torch.stack([up(rows_H[position], index, *operands) for position, index in slots])
+
+
+def expert_project(
+    h_SI: Tensor,
+    expert_ids_TK: Tensor,
+    down_E: Sequence[Tensor],
+    down_bias_E: Tensor | None,
+    weight_layout: str,
+) -> Tensor:
+    """Twin of ``samoyeds::expert_project``, from the ids; only the rows that belong to an expert, [S', H]."""
+    slots = _owned_slots(expert_ids_TK, num_experts(down_E))
+    return torch.stack(
+        [linear(h_I, index, down_E, down_bias_E, weight_layout) for h_I, (_, index) in zip(h_SI, slots, strict=False)]
+    )
+
+
+def combine(y_SH: Tensor, expert_ids_TK: Tensor, experts: int, expert_weights_TK: Tensor | None) -> Tensor:
+    """Twin of ``samoyeds::combine``, from the ids."""
+    tokens, top_k = expert_ids_TK.shape
+    out_TH = [y_SH.new_zeros(y_SH.shape[1]) for _ in range(tokens)]
+    for y_H, (position, _) in zip(y_SH, _owned_slots(expert_ids_TK, experts), strict=False):
+        weight = 1 if expert_weights_TK is None else expert_weights_TK.reshape(-1)[position]
+        out_TH[position // top_k] = out_TH[position // top_k] + weight * y_H
+    return torch.stack(out_TH)
+
+
+def _owned_slots(expert_ids_TK: Tensor, experts: int) -> list[tuple[int, int]]:
+    """(position in the ids made flat, expert) of each slot that belongs to an expert, in slot order."""
+    flat = enumerate(expert_ids_TK.flatten().tolist())
+    return sorted(((position, e) for position, e in flat if 0 <= e < experts), key=lambda slot: slot[1])

@@ -44,7 +44,8 @@ def test_ops_do_not_synchronise():
     x, ids = torch.randn(32, 64, device="cuda", dtype=dtype), torch.randint(0, 8, (32, 2), device="cuda")
     up, down = torch.randn(8, 192, 64, device="cuda", dtype=dtype), torch.randn(8, 64, 96, device="cuda", dtype=dtype)
     weights = torch.rand(32, 2, device="cuda", dtype=dtype)
-    args = (x, ids, weights, None, up, down, None, None, None, "silu(gate) * up", "concatenated", "out_in", dtype, None)
+    args = (x, ids, weights, [], [up], [down], None, None, None, "silu(gate) * up", "concatenated", "out_in", "output",
+            dtype, None)  # fmt: skip
     ops.moe_experts(*args)
     torch.cuda.set_sync_debug_mode("error")
     try:

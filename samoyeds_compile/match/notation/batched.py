@@ -37,7 +37,9 @@ class Batched:
     def region(self) -> MoERegion:
         """The region that ends in the output, members excepted."""
         found = Contributions(self.notation, self.products, self.output, self.index)
-        require(found.experts and not found.bases, "the output is not made by products with expert weights", self.output)
+        require(
+            found.experts and not found.bases, "the output is not made by products with expert weights", self.output
+        )
         rows = [self._row(c) for c in found.experts]
         first = rows[0]
         numbers = [r.number for r in rows]
@@ -68,7 +70,9 @@ class Batched:
             at = [i for i, part in enumerate(self.index[:-1]) if part == expert and part.terms]
             require(len(at) == 1, "no axis of the rows counts the experts", contribution.value)
             return _Row(at[0], None, function)
-        require(expert is None or expert.number == number, "the weights are those of another expert", contribution.value)
+        require(
+            expert is None or expert.number == number, "the weights are those of another expert", contribution.value
+        )
         return _Row(axis, number, function)
 
     def _expert_of(self, contribution: Contribution) -> tuple[int | None, int]:

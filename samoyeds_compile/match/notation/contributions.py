@@ -447,10 +447,7 @@ class Contributions:
             found.append(self._at(item, part, (row, *item.index[1:]), conditions=conditions))
         return found
 
-
-    def _joined_alike(
-        self, item: Contribution, parts: tuple[Value, ...], axis: int, length: int
-    ) -> list[Contribution]:
+    def _joined_alike(self, item: Contribution, parts: tuple[Value, ...], axis: int, length: int) -> list[Contribution]:
         """Parts of one length: which part a position lies in is its quotient by the length."""
         number, row = divide(item.index[axis], length), remainder(item.index[axis], length)
         index = (*item.index[:axis], row, *item.index[axis + 1 :])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,19 @@ from samoyeds_codegen import expr
 from samoyeds_compile.graph.values import Value
 from samoyeds_compile.match.activation import BINARY, MAX_TEXT, UNARY
 from samoyeds_compile.match.notation.contributions import Contribution
-from samoyeds_compile.match.notation.index import Index, Size, add, atoms, constant, flatten, scale, sizes_of
+from samoyeds_compile.match.notation.index import (
+    Index,
+    Piece,
+    Size,
+    add,
+    atoms,
+    constant,
+    flatten,
+    of_atom,
+    part_sizes,
+    scale,
+    sizes_of,
+)
 from samoyeds_compile.match.notation.notation import Notation
 from samoyeds_compile.match.notation.products import Contraction, Products
 from samoyeds_compile.match.notation.reindex import Place, broadcast
@@ -170,6 +182,8 @@ class ExpertReader:
         self.notation, self.products = notation, products
         self.contribution, self.feature = contribution, feature
         self.found: list[_Leaf] = []
+        rows = [i.atom for i in contribution.index]
+        self.piece = next((a for a in rows if isinstance(a, Piece)), None)
 
     def read(self, is_token: IsToken) -> ExpertFunction:
         """The expert's function; ``is_token(value, index, inner)`` says where its input begins."""
@@ -193,9 +207,28 @@ class ExpertReader:
                     "gate and up projection have different inputs", gate.product)  # fmt: skip
         return ExpertFunction(gate, up, down, text, layout, x, inputs, number)
 
+    def _places(self, value: Value, index: tuple[Index, ...]) -> Iterator[Place]:
+        """As `Notation.places`, and on through a join of the experts' rows to those of this expert."""
+        place: Place | None = (value, index)
+        while place is not None:
+            *_, place = found = list(self.notation.places(*place))
+            yield from found
+            place = self._own_part(*place)
+
+    def _own_part(self, value: Value, index: tuple[Index, ...]) -> Place | None:
+        if value.op != "cat" or not isinstance(value.input, tuple) or value.arg("dim", 0) != 0:
+            return None
+        row = self.piece
+        if row is None or index[0] != row.index or row.number >= len(value.input):
+            return None
+        lengths = [sizes_of(part)[0] for part in value.input]
+        if lengths != part_sizes(row.split, 0):
+            return None
+        return value.input[row.number], (of_atom(row), *index[1:])
+
     def _uncast(self, place: Place) -> Place:
         """The activated rows before the cast to the dtype of the second product."""
-        for value, index in self.notation.places(*place):
+        for value, index in self._places(*place):
             if value.op in ("to", "type_as") and isinstance(value.input, Value):
                 return self._uncast((value.input, index))
             place = (value, index)
@@ -206,7 +239,7 @@ class ExpertReader:
     # ------------------------------------------------------------------------------- activation
 
     def _text(self, value: Value, index: tuple[Index, ...]) -> str:
-        for place in self.notation.places(value, index):
+        for place in self._places(value, index):
             text = self._leaf(*place) or self._operation(*place)
             if text is not None:
                 require(len(text) <= MAX_TEXT, "the activation is too long a formula", value)
@@ -231,11 +264,11 @@ class ExpertReader:
         return None
 
     def _product(self, value: Value, index: tuple[Index, ...]) -> Place | None:
-        places = self.notation.places(value, index)
+        places = self._places(value, index)
         return next((p for p in places if self.products.is_product(p[0])), None)
 
     def _end(self, value: Value, index: tuple[Index, ...]) -> Place:
-        *_, place = self.notation.places(value, index)
+        *_, place = self._places(value, index)
         return place
 
     def _projected(self, value: Value, index: tuple[Index, ...], bias: Place | None) -> str:
@@ -343,7 +376,7 @@ class ExpertReader:
         number = 1.0
         while True:
             place = None
-            for place in self.notation.places(value, index):
+            for place in self._places(value, index):
                 if is_token(*place, projection.inner):
                     return place, tuple(inputs), number
                 if place[0].op in ("to", "type_as", "mul"):
