@@ -16,8 +16,9 @@ from torch import fx
 
 from samoyeds_codegen import expr
 from samoyeds_compile.graph.edit import copy_origin, erase_members, fill_examples, nodes_between
+from samoyeds_compile.graph.sizes import replace_leaves
 from samoyeds_compile.graph.values import Value
-from samoyeds_compile.match.region import Carried, MoERegion
+from samoyeds_compile.match.region import Carried, Derived, MoERegion, Operand
 
 FAMILY = "samoyeds_family"
 """Key in ``node.meta`` of the canonical op: the pattern it replaces, which the lowering may consider."""
@@ -54,12 +55,26 @@ def emit_region(region: MoERegion, graph: fx.Graph, node_of: NodeOf) -> fx.Node:
     return _emit_stages(region, graph, node_of)
 
 
+def operand_node(operand: Operand | None, graph: fx.Graph, node_of: NodeOf) -> fx.Node | None:
+    """The node that holds an operand; what the graph does not hold yet is added at its insertion point."""
+    if operand is None:
+        return None
+    if isinstance(operand, Value):
+        return node_of(operand)
+
+    def emit(argument: Any) -> Any:
+        return operand_node(argument, graph, node_of)
+
+    args, kwargs = replace_leaves((operand.args, dict(operand.kwargs)), (Value, Derived), emit)
+    return graph.call_function(operand.target, args, kwargs)
+
+
 def _emit_canonical(region: MoERegion, graph: fx.Graph, node_of: NodeOf) -> fx.Node:
-    def optional(value: Value | None) -> fx.Node | None:
-        return None if value is None else node_of(value)
+    def optional(operand: Operand | None) -> fx.Node | None:
+        return operand_node(operand, graph, node_of)
 
     args = (
-        node_of(region.x), node_of(region.expert_ids), node_of(region.expert_weights),
+        optional(region.x), optional(region.expert_ids), optional(region.expert_weights),
         None, node_of(region.up.weights[0]), node_of(region.down.weights[0]),
         None, optional(region.up.bias), optional(region.down.bias),
         region.activation, region.gate_up_layout, region.weight_layout, region.up.compute_dtype, region.output.dtype,
@@ -70,17 +85,18 @@ def _emit_canonical(region: MoERegion, graph: fx.Graph, node_of: NodeOf) -> fx.N
 
 
 def _emit_stages(region: MoERegion, graph: fx.Graph, node_of: NodeOf) -> fx.Node:
-    def optional(value: Value | None) -> fx.Node | None:
-        return None if value is None else node_of(value)
+    def optional(operand: Operand | None) -> fx.Node | None:
+        return operand_node(operand, graph, node_of)
 
     ops, dtype = torch.ops.samoyeds, region.up.compute_dtype
-    weights = node_of(region.expert_weights)
-    plan = emit_plan(graph, node_of(region.expert_ids), region.num_experts)
+    weights, expert_ids = optional(region.expert_weights), optional(region.expert_ids)
+    assert expert_ids is not None
+    plan = emit_plan(graph, expert_ids, region.num_experts)
     activation = region.activation if region.carried_activation is None else expr.IDENTITY
     layout = region.gate_up_layout if region.carried_activation is None else "none"
     h = graph.call_function(ops.expert_up.default, (
-        node_of(region.x), *plan, None, node_of(region.up.weights[0]), None, optional(region.up.bias), activation, layout,
-        region.weight_layout, dtype))  # fmt: skip
+        optional(region.x), *plan, None, node_of(region.up.weights[0]), None, optional(region.up.bias), activation,
+        layout, region.weight_layout, dtype))  # fmt: skip
     h = _emit_carried(region.carried_activation, graph, h, node_of)
     down = (h, *plan, node_of(region.down.weights[0]), optional(region.down.bias))
     if region.carried_post is None:
