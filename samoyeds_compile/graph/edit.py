@@ -20,10 +20,11 @@ def fill_examples(nodes: Iterable[fx.Node]) -> None:
         if not fakes or "example_value" in node.meta:
             continue
         with fakes[0].fake_mode, torch.no_grad():
-            node.meta["example_value"] = _run(node, *arguments)
+            node.meta["example_value"] = run_node(node, *arguments)
 
 
-def _run(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def run_node(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call what a node calls."""
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     assert callable(node.target)

@@ -1,93 +1,186 @@
-"""Cut a region out of a graph as a module of its own, at sizes of one's choice."""
+"""Cut a region out of a graph as a straight-line program that runs at sizes of one's choice."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
-from samoyeds_compile.graph.ops import SIGNATURES
+from samoyeds_compile.graph.edit import run_node
+from samoyeds_compile.graph.sizes import Size, call_name, mark_sizes, replace_leaves
 from samoyeds_compile.graph.values import Value, hint
 
+NumberOf = Callable[[Size], int]
 
-def extract(
-    members: Sequence[Value],
-    inputs: Sequence[Value],
-    output: Value,
-    sizes: Sequence[tuple[Value, tuple[str | int, ...], int]],
-) -> fx.GraphModule:
-    """A module that computes ``output`` from ``inputs``, one placeholder for each, in order.
+
+@dataclass(frozen=True)
+class Ref:
+    """An argument that is an input (its index) or the result of a step (number of inputs + its index)."""
+
+    index: int
+
+
+@dataclass
+class Step:
+    """One call.
+
+    Attributes:
+        value: what it computes in the graph.
+        args, kwargs: arguments, in terms of `Ref` and `Size`.
+        shape: of its result in the graph, None where unknown.
+    """
+
+    value: Value
+    args: list[Any]
+    kwargs: dict[str, Any]
+    shape: tuple[int | None, ...] | None
+
+    def __str__(self) -> str:
+        return f"{self.value.node.op} {self.value.node.target} {self.args} {self.kwargs}"
+
+
+class StepFailed(Exception):
+    """A step raised, or gave something that cannot be right; ``step`` is its index."""
+
+    def __init__(self, step: int, problem: str) -> None:
+        super().__init__(problem)
+        self.step = step
+
+
+class Fragment:
+    """The members of a region as a program: ``inputs`` in, ``output`` out.
+
+    Attributes:
+        inputs: the values that the program is given, in order.
+        steps: the members in graph order, and what computes sizes from them.
+        output: where the result is.
+        sizes: every distinct size, with the index of the first step that has it; in order of that index.
+    """
+
+    def __init__(self, inputs: Sequence[Value], steps: Sequence[Step], output: Ref) -> None:
+        self.inputs, self.steps, self.output = list(inputs), list(steps), output
+        self.sizes: dict[Size, int] = {}
+        for index, step in enumerate(steps):
+            replace_leaves((step.args, step.kwargs), Size, lambda s, i=index: self.sizes.setdefault(s, i))
+
+    def run(
+        self, inputs: Sequence[Any], number_of: NumberOf, accepts: Callable[[Step, Any], bool] = lambda *_: True
+    ) -> Any:
+        """Run the program.
+
+        Args:
+            inputs: one for each of the fragment's.
+            number_of: the number to put in place of each size.
+            accepts: whether a step's result is one that it may have.
+
+        Raises:
+            StepFailed: a step raised, or its result was not accepted.
+        """
+        results: list[Any] = list(inputs)
+
+        def real(argument: Any) -> Any:
+            return results[argument.index] if isinstance(argument, Ref) else number_of(argument)
+
+        for index, step in enumerate(self.steps):
+            args, kwargs = replace_leaves((step.args, step.kwargs), (Ref, Size), real)
+            try:
+                result = run_node(step.value.node, args, kwargs)
+            except Exception as error:
+                raise StepFailed(index, f"{step.value} raised {type(error).__name__}: {error}") from error
+            if not accepts(step, result):
+                raise StepFailed(index, f"{step.value} has shape {tuple(result.shape)}")
+            results.append(result)
+        return results[self.output.index]
+
+
+def extract(members: Sequence[Value], inputs: Sequence[Value], output: Value) -> Fragment:
+    """The program that computes ``output`` from ``inputs``.
 
     Args:
-        members: the values to copy, in graph order.
-        inputs: values that become placeholders.
+        members: the tensors to compute, in graph order. Sizes that they or the inputs determine are added.
+        inputs: what the program is given.
         output: the member to return.
-        sizes: (member, path of an argument by canonical name, number to put there).
+
+    Raises:
+        ValueError: a member reads a tensor that is neither an input nor a member.
     """
-    graph = fx.Graph()
-    placeholders = {value: graph.placeholder(f"input_{i}") for i, value in enumerate(inputs)}
-    copies: dict[fx.Node, fx.Node] = {}
-    for value in members:
-        if value.op == "aliased_write":
-            continue
-        source = value.node
-        args, kwargs = _with_sizes(value, [(path, n) for member, path, n in sizes if member is value])
-        substitute = _substitution(value, placeholders, copies)
-        new_args, new_kwargs = fx.map_arg((args, kwargs), substitute)
-        copies[source] = graph.create_node(source.op, source.target, tuple(new_args), dict(new_kwargs))
-    graph.output(copies[output.node])
-    return fx.GraphModule(torch.nn.Module(), graph)
+    copied = sorted({*members, *_computed_sizes(members, inputs)} - {*inputs}, key=lambda v: v.position)
+    builder = _Builder(inputs)
+    steps = [builder.step(value) for value in copied if value.op != "aliased_write"]
+    return Fragment(inputs, steps, builder.of_node[output.holder])
 
 
-def _substitution(
-    value: Value, placeholders: Mapping[Value, fx.Node], copies: Mapping[fx.Node, fx.Node]
-) -> Callable[[fx.Node], Any]:
-    def substitute(node: fx.Node) -> Any:
+def _computed_sizes(members: Sequence[Value], inputs: Sequence[Value]) -> set[Value]:
+    """The numbers that members read and that follow from tensors among ``members`` and ``inputs`` alone."""
+    known = {*members, *inputs}
+    found: set[Value] = set()
+    stack = list(members)
+    while stack:
+        fresh = {o for o in stack.pop().operands if not o.is_tensor and o not in known} - found
+        found |= fresh
+        stack.extend(fresh)
+    computed: set[Value] = set()
+    for value in sorted(found, key=lambda v: v.position):
+        tensors = [o for o in value.operands if o.is_tensor]
+        follows = any(o in computed for o in value.operands) or bool(tensors)
+        if follows and all(o in known for o in tensors):
+            computed.add(value)
+    return computed
+
+
+class _Builder:
+    def __init__(self, inputs: Sequence[Value]) -> None:
+        self.inputs = {value: Ref(i) for i, value in enumerate(inputs)}
+        self.of_node: dict[fx.Node, Ref] = {}
+        self.size = len(inputs)
+
+    def step(self, value: Value) -> Step:
+        node = value.node
+
+        def substitute(operand: fx.Node) -> Any:
+            return self._operand(value, operand)
+
+        args, kwargs = replace_leaves((list(node.args), dict(node.kwargs)), fx.Node, substitute)
+        step = Step(value, *mark_sizes(call_name(node), args, kwargs), known_shape(node))
+        self.of_node[node] = Ref(self.size)
+        self.size += 1
+        return step
+
+    def _operand(self, value: Value, node: fx.Node) -> Any:
         meaning = value.reads[node]
-        if meaning in placeholders:
-            return placeholders[meaning]
-        if node in copies:
-            return copies[node]
-        return hint(meaning.example)  # a size of the graph that no literal stands for
-
-    return substitute
-
-
-def _with_sizes(value: Value, sizes: Sequence[tuple[tuple[str | int, ...], int]]) -> tuple[Any, Any]:
-    args, kwargs = value.node.args, dict(value.node.kwargs)
-    for path, size in sizes:
-        where = _raw_path(value.node, path)
-        if where[0] in kwargs:
-            kwargs = _replaced(kwargs, where, size)
-        else:
-            args = _replaced(args, where, size)
-    return args, kwargs
+        if meaning in self.inputs:
+            return self.inputs[meaning]
+        if node in self.of_node:
+            return self.of_node[node]
+        if meaning.is_tensor:
+            raise ValueError(f"{value} reads {meaning}, which is neither an input nor a part of the block")
+        return symbol(meaning, "tokens")
 
 
-def _raw_path(node: fx.Node, path: tuple[str | int, ...]) -> tuple[Any, ...]:
-    """Where the argument that `graph.ops` calls ``path`` stands in ``node.args`` or ``node.kwargs``."""
-    name, *rest = path
-    if name in node.kwargs:
-        return path
-    if name == "shape":
-        return (1, *rest) if isinstance(node.args[1], (tuple, list)) else (1 + int(rest[0]),)
-    if name == "key":
-        return (1, *rest) if isinstance(node.args[1], tuple) else (1, *rest[1:])
-    if name == "end":
-        return (0,) if len(node.args) == 1 else (1,)
-    parameters = SIGNATURES["split"] if name == "split_size" else ()
-    return (parameters.index(str(name)), *rest)
+def symbol(value: Value, prefers: str) -> Any:
+    """What stands for a number that Dynamo keeps symbolic: a `Size`, or the number itself if it is no integer.
+
+    Raises:
+        ValueError: the number is not known before the graph runs.
+    """
+    number = hint(value.example) if known_size(value.example) else None
+    if number is None:
+        raise ValueError(f"the number {value} is not known before the graph runs")
+    positive = isinstance(number, int) and not isinstance(number, bool) and number > 0
+    return Size(number, "symbol", prefers, symbolic=True) if positive else number
 
 
-def _replaced(container: Any, where: tuple[Any, ...], new: int) -> Any:
-    if not where:
-        return new
-    first, rest = where[0], where[1:]
-    if isinstance(container, slice):
-        edges = {e: getattr(container, e) for e in ("start", "stop", "step")} | {first: new}
-        return slice(edges["start"], edges["stop"], edges["step"])
-    if isinstance(container, dict):
-        return container | {first: _replaced(container[first], rest, new)}
-    return type(container)(_replaced(c, rest, new) if i == first else c for i, c in enumerate(container))
+def known_size(size: Any) -> bool:
+    """Whether a size is a number, or a symbol with a number behind it."""
+    return not isinstance(size, (torch.SymInt, torch.SymFloat, torch.SymBool)) or bool(size.node.has_hint())
+
+
+def known_shape(node: fx.Node) -> tuple[int | None, ...] | None:
+    """The shape that a node's tensor had when the graph was captured, None where that is unknown."""
+    example = node.meta.get("example_value")
+    if not isinstance(example, Tensor):
+        return None
+    return tuple(hint(size) if known_size(size) else None for size in example.shape)

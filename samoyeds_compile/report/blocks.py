@@ -5,7 +5,7 @@ from __future__ import annotations
 from samoyeds_codegen import expr
 from samoyeds_compile.graph.source import module_path, parameter_name, source_line
 from samoyeds_compile.graph.values import Value
-from samoyeds_compile.match.region import MoERegion, NearMiss
+from samoyeds_compile.match.region import MoERegion, NearMiss, leaves
 from samoyeds_compile.match.router import name_router
 from samoyeds_compile.report.model import BlockReport
 
@@ -26,9 +26,15 @@ def report_region(region: MoERegion) -> BlockReport:
         activation=expr.display_name(region.activation) if region.activation else "carried subgraph",
         gate_up_layout=region.gate_up_layout,
         weight_layout=region.weight_layout,
-        router=name_router(region.expert_ids, region.expert_weights),
+        router=_router(region),
         parameters=tuple(filter(None, map(parameter_name, weights))),
     )
+
+
+def _router(region: MoERegion) -> str:
+    """The router's name; none where every expert has rows of its own, or each contribution counts once."""
+    expert_ids, weights = next(leaves(region.expert_ids), None), next(leaves(region.expert_weights), None)
+    return "" if expert_ids is None else name_router(expert_ids, weights or expert_ids)
 
 
 def report_miss(miss: NearMiss) -> BlockReport:

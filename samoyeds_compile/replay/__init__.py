@@ -1,0 +1,1 @@
+"""Running a region and its replacement on small random inputs."""
