@@ -35,6 +35,7 @@ class Style:
         top_k: the only k it takes, if there is only one.
         axes: variations, each with its values; the first is the default.
         custom_op: an opaque grouped product that the user has to name to the backend.
+        outside: matrix products that do not belong to the routed experts: router, shared expert, dispatch.
         exact: axes under which a float32 instance is float32 throughout; empty if that is so anyway.
     """
 
@@ -48,6 +49,7 @@ class Style:
     top_k: int | None = None
     axes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     custom_op: str | None = None
+    outside: int = 1
     exact: Mapping[str, Any] = field(default_factory=dict)
 
     def small(self, **axes: Any) -> Block:
@@ -89,8 +91,9 @@ _TABLE = (
     _p("P1", "titan_score_before", grouped.Titan, **_titan, axes=_stack_axes | {"shared": (False, True)}),
     _p("P1", "titan_score_after", _bind(grouped.Titan, score_before=False), **_titan,
        axes=_stack_axes | {"shared": (False, True)}),
-    _p("P1", "titan_shared_base", _bind(grouped.Titan, shared=True), **_titan, axes=_stack_axes),
-    _p("P1", "titan_shared_base_score_after", _bind(grouped.Titan, shared=True, score_before=False), **_titan),
+    _p("P1", "titan_shared_base", _bind(grouped.Titan, shared=True), outside=4, **_titan, axes=_stack_axes),
+    _p("P1", "titan_shared_base_score_after", _bind(grouped.Titan, shared=True, score_before=False), outside=4,
+       **_titan),
     _p("P1", "titan_public_grouped_mm", _bind(grouped.Titan, run="public"), **_titan, axes=_stack_axes),
     _p("P1", "titan_for_loop", _bind(grouped.Titan, run="loop"), **_sequences, axes=_stack_axes, capture=True),
     _p("P1", "titan_for_loop_score_after", _bind(grouped.Titan, run="loop", score_before=False), **_sequences,
@@ -107,10 +110,11 @@ _TABLE = (
     _p("P2", "row_matrix", gathered.RowMatrix, axes=_stack_axes),
     # P3: unrolled loops
     _p("P3", "hf4_mixtral", loops.MixtralLoop, **_sequences, capture=True, axes=_unrouted),
-    _p("P3", "hf4_qwen2_shared", loops.QwenLoop, **_sequences, **_loop),
+    _p("P3", "hf4_qwen2_shared", loops.QwenLoop, outside=5, **_sequences, **_loop),
     _p("P3", "mistral_inference", loops.MistralLoop, **_flat, capture=True, axes=_unrouted),
     _p("P3", "litgpt_masks", loops.LitGptLoop, **_sequences, capture=True, axes=_unrouted),
-    _p("P3", "deepseek_train", loops.DeepSeekTrainLoop, capture=True, axes=_loop_axes | {"shared": (True, False)}),
+    _p("P3", "deepseek_train", loops.DeepSeekTrainLoop, outside=4, capture=True,
+       axes=_loop_axes | {"shared": (True, False)}),
     _p("P3", "bool_mask", loops.BoolMaskLoop, **_flat, **_loop),
     _p("P3", "bool_mask_per_slot", loops.BoolMaskSlotLoop, **_flat, **_loop),
     _p("P3", "nonzero_index_select", loops.NonzeroLoop, **_loop),
@@ -131,18 +135,19 @@ _TABLE = (
     _p("P4", "loop_columns", dense.LoopColumns, **_flat, axes=_loop_axes),
     _p("P4", "stack_gather", dense.StackGather, **_flat, axes=_loop_axes),
     _p("P4", "stack_einsum", dense.StackEinsum, **_flat, axes=_loop_axes),
-    _p("P4", "llama4", dense.Llama4, axes=_gated | {"shared": (True, False)}),
+    _p("P4", "llama4", dense.Llama4, outside=4, axes=_gated | {"shared": (True, False)}),
     _p("P4", "threshold", dense.Threshold, outcome="kept"),
     _p("P4", "soft_mixture", dense.SoftMixture, outcome="kept"),
     # P5: places
-    _p("P5", "gshard_top2", capacity.GShardTop2, outcome="batched", top_k=2, axes={"activation": ("relu", *GATED)}),
-    _p("P5", "deepspeed_chunks", capacity.DeepSpeedChunks, outcome="batched", top_k=2, axes=_gated),
-    _p("P5", "switch_top1", capacity.SwitchTop1, **_sequences, outcome="batched", top_k=1,
+    _p("P5", "gshard_top2", capacity.GShardTop2, outside=9, outcome="batched", top_k=2,
+       axes={"activation": ("relu", *GATED)}),
+    _p("P5", "deepspeed_chunks", capacity.DeepSpeedChunks, outside=9, outcome="batched", top_k=2, axes=_gated),
+    _p("P5", "switch_top1", capacity.SwitchTop1, outside=3, **_sequences, outcome="batched", top_k=1,
        axes={"activation": ("relu", *GATED)}),
     _p("P5", "padded_buffer", capacity.PaddedBuffer, outcome="batched",
        axes={"activation": ("relu", *GATED), "router": ROUTERS}),
     _p("P5", "expert_choice", capacity.ExpertChoice, outcome="batched", axes={"activation": ("relu", *GATED)}),
-    _p("P5", "soft_moe", capacity.SoftMoE, **_sequences, outcome="batched",
+    _p("P5", "soft_moe", capacity.SoftMoE, outside=3, **_sequences, outcome="batched",
        axes={"activation": ("plain_gelu", "silu")}),
 )  # fmt: skip
 
