@@ -14,6 +14,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 
@@ -44,6 +45,11 @@ class Context:
         return self
 
 
+def _expression(size: Any) -> Any:
+    """A size as a number or a sympy expression; adds no guard."""
+    return size.node.expr if isinstance(size, torch.SymInt) else size
+
+
 class KnownSizes:
     """Equations between sizes that depend on data: the parts of a split are together as long as what was split."""
 
@@ -52,15 +58,10 @@ class KnownSizes:
 
     def learn(self, whole: torch.Tensor, parts: tuple[torch.Tensor, ...], dim: int) -> None:
         """``parts`` are ``whole`` split along ``dim``."""
-        sizes = [p.shape[dim] for p in parts]
-        last = sizes[-1].node.expr if isinstance(sizes[-1], torch.SymInt) else None
-        if last is None or not last.is_Symbol or len(sizes) < 2:
-            return
-        others = [s.node.expr if isinstance(s, torch.SymInt) else s for s in sizes[:-1]]
-        total = whole.shape[dim]
-        total = total.node.expr if isinstance(total, torch.SymInt) else total
-        if not any(last in getattr(e, "free_symbols", ()) for e in (*others, total)):
-            self._replacements[last] = total - sum(others)
+        sizes = [_expression(p.shape[dim]) for p in parts]
+        last, total = sizes[-1], _expression(whole.shape[dim])
+        if len(sizes) > 1 and getattr(last, "is_Symbol", False) and last not in sympy.sympify(total).free_symbols:
+            self._replacements[last] = total - sum(sizes[:-1])
 
     def apply(self, size: torch.SymInt) -> Any:
         """The size as an expression in which what is known is used."""

@@ -39,6 +39,7 @@ from samoyeds_compile.match.notation.scores import (
     Score,
     Scores,
     combine,
+    negated,
     substitute_score,
 )
 from samoyeds_compile.match.region import Decline, Derived, Linear, MoERegion, Operand, require
@@ -106,9 +107,9 @@ class Block:
                 origins.add(contribution.origin)
             except Decline as decline:
                 declined.append((contribution, decline))
-        for contribution, decline in declined:
+        for contribution, reason in declined:
             if not branches or contribution.origin is None or contribution.origin in origins:
-                raise decline
+                raise reason
         return branches, [c for c, _ in declined]
 
     # ------------------------------------------------------------------------------- one contribution
@@ -137,7 +138,7 @@ class Block:
         found = scores.of(condition.value, condition.index)
         if found is None or found.chosen is None or {found.term, found.other} != {0.0, 1.0}:
             return None
-        return found if condition.wanted else replace(found, term=found.other, other=found.term)
+        return found if condition.wanted else negated(found)
 
     def _product(self, conditions: Sequence[Score | None], contribution: Contribution) -> Score:
         """All conditions as one; those that exclude other experts say nothing new."""

@@ -21,6 +21,7 @@ from samoyeds_compile.match.notation.index import (
     Index,
     Piece,
     Quotient,
+    Rank,
     Remainder,
     Size,
     Sorted,
@@ -321,14 +322,13 @@ class Contributions:
         """The number of the piece in which a sorted row lies: its expert, if the sizes count the experts."""
         sizes = split_sizes(split, self.notation)
         rank = position.atom
-        require(sizes is not None and rank is not None, "the sizes of a split do not count experts", split)
-        assert sizes is not None
-        permutation = rank.permutation  # type: ignore[union-attr]
-        sort = permutation.input if permutation.op == "item" else permutation
+        require(sizes is not None and isinstance(rank, Rank), "the sizes of a split do not count experts", split)
+        assert sizes is not None and isinstance(rank, Rank)
+        sort = rank.permutation.input if rank.permutation.op == "item" else rank.permutation
         counts, experts = sizes
         counted = counts_experts(counts, sort.input, experts, self.notation)
         require(counted, "the sizes of a split do not count the expert ids that were sorted", split)
-        return self.notation.integer(sort.input, (rank.index,))  # type: ignore[union-attr]
+        return self.notation.integer(sort.input, (rank.index,))
 
     # ------------------------------------------------------------------------------- writing by index
 

@@ -249,10 +249,10 @@ class Scores:
         return self._chosen(self._integer(value.input, index[:-1]), index[-1])
 
     def _ne(self, value: Value, index: tuple[Index, ...]) -> Score | None:
-        return _negated(self._eq(value, index))
+        return negated(self._eq(value, index))
 
     def _not(self, value: Value, index: tuple[Index, ...]) -> Score | None:
-        return _negated(self.of(value.input, index)) if isinstance(value.input, Value) else None
+        return negated(self.of(value.input, index)) if isinstance(value.input, Value) else None
 
     def _and(self, value: Value, index: tuple[Index, ...]) -> Score | None:
         return self._binary(value, index, torch.mul)
@@ -459,7 +459,8 @@ def substitute_term(term: Any, replaced: Callable[[Any], Index | None]) -> Any:
     return term
 
 
-def _negated(score: Score | None) -> Score | None:
+def negated(score: Score | None) -> Score | None:
+    """A mask the other way round; None for what is no mask."""
     if score is None or not isinstance(score.term, float) or score.chosen is None:
         return None
     return replace(score, term=1.0 - score.term, other=1.0 - score.other)
