@@ -64,7 +64,8 @@ def optimize(
     from samoyeds_compile.match.driver import FAMILIES
     from samoyeds_compile.steps import Steps
 
-    chosen = [f for f in (FAMILIES if families is None else families) if f.name not in options.disable]
+    chosen = [f.configured(options) for f in (FAMILIES if families is None else families)]
+    chosen = [f for f in chosen if f.name not in options.disable]
     steps = Steps(gm, example_inputs, options.dump)
     with steps.protecting():
         graphs = steps.run("normalize", read_graphs, gm)
@@ -116,7 +117,7 @@ def rewrite_blocks(matches: Sequence[Match]) -> None:
     from samoyeds_compile.rewrite import rewrite_region
 
     for region, block in matches:
-        block.became = (str(rewrite_region(region).target).removesuffix(".default"),)
+        block.became = rewrite_region(region)
         block.rewritten = True
 
 

@@ -34,6 +34,11 @@ class Options:
         disable: names of families that must not match, comma separated in the environment.
         dump: folder that receives every graph before and after as runnable Python, and ``report.json``.
         report: called with the `GraphReport` of every graph compiled; a `samoyeds_compile.Report` collects them.
+        grouped_mm: grouped matrix products of other libraries, by operator name, and the role of each of their
+            parameters, in order: ``{"mylib::gmm": "input weight sizes transposed"}``. Roles are ``input`` [S, in],
+            ``weight`` [E, in, out] or ``weight_t`` [E, out, in], ``offsets`` (where each expert's rows end) or ``sizes``
+            (how many there are), ``transposed`` (a flag that says which of the two the weight is), and ``_`` for a
+            parameter that is left out or None. In the environment: ``name=roles``, separated by commas.
         inductor: Inductor's own options, by its configuration names.
     """
 
@@ -44,6 +49,7 @@ class Options:
     disable: tuple[str, ...] = ()
     dump: Path | None = None
     report: Callable[[GraphReport], None] | None = None
+    grouped_mm: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     inductor: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -152,6 +158,27 @@ def _parse_callable(what: str, value: Any) -> Any:
     raise _bad(what, value, "a samoyeds_compile.Report or another callable")
 
 
+_ROLES = ("input", "weight", "weight_t", "offsets", "sizes", "transposed", "_")
+
+
+def _parse_grouped(what: str, value: Any) -> dict[str, tuple[str, ...]]:
+    if isinstance(value, str):
+        value = dict(part.partition("=")[::2] for part in value.split(","))
+    if not isinstance(value, Mapping):
+        raise _bad(what, value, 'a mapping such as {"mylib::gmm": "input weight sizes"}')
+    return {str(name): _parse_roles(f"{what}[{name!r}]", roles) for name, roles in value.items()}
+
+
+def _parse_roles(what: str, value: Any) -> tuple[str, ...]:
+    roles = tuple(value.split()) if isinstance(value, str) else value
+    if not isinstance(roles, (tuple, list)) or not set(roles) <= set(_ROLES):
+        raise _bad(what, value, f"the roles of the operator's parameters in order, out of {', '.join(_ROLES)}")
+    counts = [sum(roles.count(r) for r in names) for names in (("input",), _ROLES[1:3], _ROLES[3:5])]
+    if counts != [1, 1, 1]:
+        raise _bad(what, value, "roles with one 'input', one 'weight' or 'weight_t', and one 'offsets' or 'sizes'")
+    return tuple(roles)
+
+
 _PARSERS: Mapping[str, Callable[[str, Any], Any]] = {
     "base": _parse_base,
     "mode": _parse_mode,
@@ -160,6 +187,7 @@ _PARSERS: Mapping[str, Callable[[str, Any], Any]] = {
     "disable": _parse_names,
     "dump": _parse_path,
     "report": _parse_callable,
+    "grouped_mm": _parse_grouped,
 }
 _FIELDS = tuple(f.name for f in dataclasses.fields(Options))
 

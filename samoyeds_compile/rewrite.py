@@ -25,8 +25,8 @@ FAMILY = "samoyeds_family"
 NodeOf = Callable[[Value], fx.Node]
 
 
-def rewrite_region(region: MoERegion) -> fx.Node:
-    """Replace the region in its graph; returns the node that now computes its output."""
+def rewrite_region(region: MoERegion) -> tuple[str, ...]:
+    """Replace the region in its graph; returns the names of the ``samoyeds::`` ops that compute it now."""
     graph, old = region.graph.module.graph, region.output.node
     last = old.prev
     with graph.inserting_before(old):
@@ -34,11 +34,20 @@ def rewrite_region(region: MoERegion) -> fx.Node:
     added = nodes_between(last, old)
     for node in added:
         copy_origin(region.down.result.node, node)
-    new.meta["example_value"] = old.meta.get("example_value")
+    new.meta["example_value"] = region.output.example
     fill_examples(added)
-    old.replace_all_uses_with(new)
+    for user in region.output.users:
+        for read in [node for node, meaning in user.reads.items() if meaning is region.output]:
+            user.node.replace_input_with(read, new)
     erase_members(region.members, region.output)
-    return new
+    return tuple(dict.fromkeys(name for name in map(_samoyeds_name, added) if name))
+
+
+def _samoyeds_name(node: fx.Node) -> str:
+    """``samoyeds::op``; empty for other nodes."""
+    schema = getattr(node.target, "_schema", None)
+    name = schema.name if schema is not None else ""
+    return name if name.startswith("samoyeds::") else ""
 
 
 def emit_region(region: MoERegion, graph: fx.Graph, node_of: NodeOf) -> fx.Node:

@@ -341,7 +341,7 @@ def damage(graph: torch.fx.Graph) -> None:
 
 def damaged(matches: Any, *args: Any) -> None:
     for region, block in matches:
-        block.became, block.rewritten = ("samoyeds.moe_experts",), True
+        block.became, block.rewritten = ("samoyeds::moe_experts",), True
         damage(region.graph.module.graph)
     raise RuntimeError("planted failure")
 

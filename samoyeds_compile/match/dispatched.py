@@ -10,13 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 from samoyeds_compile.graph.values import Value, ValueGraph
 from samoyeds_compile.match.experts import collect_members
 from samoyeds_compile.match.notation.batched import Batched
 from samoyeds_compile.match.notation.notation import Notation
 from samoyeds_compile.match.notation.products import GroupedOp, Products
-from samoyeds_compile.match.region import Candidate, Family, MoERegion
+from samoyeds_compile.match.region import Candidate, Decline, Family, MoERegion, Unlike
+
+
+if TYPE_CHECKING:
+    from samoyeds_compile.options import Options
 
 
 class Dispatched(Family):
@@ -28,6 +33,10 @@ class Dispatched(Family):
 
     def __init__(self, grouped: Mapping[str, GroupedOp] | None = None) -> None:
         self.grouped = grouped or {}
+
+    def configured(self, options: Options) -> Family:
+        """With the grouped products that the user named."""
+        return type(self)({name: GroupedOp(roles) for name, roles in options.grouped_mm.items()})
 
     def candidates(self, graph: ValueGraph) -> list[Candidate]:
         """Products of rows [E, C, *], and joined results of single experts."""
@@ -46,8 +55,11 @@ def _is_end(value: Value, products: Products) -> bool:
 
 
 def _match(graph: ValueGraph, notation: Notation, products: Products, end: Value) -> MoERegion:
-    output = _with_bias(end)
-    region = Batched(graph, notation, products, output).region()
+    batched = Batched(graph, notation, products, _with_bias(end))
+    try:
+        region = batched.region()
+    except Decline as decline:
+        raise decline if batched.looks_like_a_block else Unlike(decline.reason, decline.at) from decline
     region.members = collect_members(region)
     return region
 

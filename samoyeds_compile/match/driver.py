@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from samoyeds_compile.graph.values import Value, ValueGraph
 from samoyeds_compile.match.gathered import Gathered
 from samoyeds_compile.match.grouped import Grouped
-from samoyeds_compile.match.region import Candidate, Decline, Family, MoERegion, NearMiss
+from samoyeds_compile.match.region import Candidate, Decline, Family, MoERegion, NearMiss, Unlike
 from samoyeds_compile.match.dispatched import Dispatched
 from samoyeds_compile.match.written import Written
 
@@ -22,15 +22,36 @@ def match_regions(
 ) -> tuple[list[MoERegion], list[NearMiss]]:
     """All regions of all graphs, in order, and everything that was nearly one.
 
-    Regions never overlap: of two that claim the same value the first stands.
+    Regions never overlap: of two that claim the same value the first stands. What one family misses and another
+    matches is no near-miss.
     """
     regions: list[MoERegion] = []
     misses: list[NearMiss] = []
     for graph in graphs:
         taken: set[Value] = set()
+        missed: dict[Value, NearMiss] = {}
         for family in families:
-            _match_family(family, graph, taken, regions, misses)
+            for found in _match_family(family, graph, taken):
+                if isinstance(found, MoERegion):
+                    regions.append(found)
+                else:
+                    missed.setdefault(found.anchor, found)
+        misses += [miss for miss in missed.values() if miss.anchor not in taken]
     return regions, misses
+
+
+def _match_family(family: Family, graph: ValueGraph, taken: set[Value]) -> Iterator[MoERegion | NearMiss]:
+    """Regions, whose values become ``taken``, and near-misses."""
+    for candidate in _candidates(family, graph):
+        if candidate.anchor in taken:
+            continue
+        found = _match_candidate(family, graph, candidate)
+        if isinstance(found, MoERegion):
+            if not taken.isdisjoint(found.members):
+                continue
+            taken.update(found.members)
+        if found is not None:
+            yield found
 
 
 def _candidates(family: Family, graph: ValueGraph) -> list[Candidate]:
@@ -41,21 +62,15 @@ def _candidates(family: Family, graph: ValueGraph) -> list[Candidate]:
         return []
 
 
-def _match_family(
-    family: Family, graph: ValueGraph, taken: set[Value], regions: list[MoERegion], misses: list[NearMiss]
-) -> None:
-    for candidate in _candidates(family, graph):
-        try:
-            region = candidate.match()
-        except Decline as decline:
-            logger.debug("%s declines at %s: %s", family, decline.at, decline.reason)
-            misses.append(NearMiss(family.name, graph, candidate.anchor, decline.reason, decline.at))
-            continue
-        except Exception as error:  # a defect of the rule must not break the user's model
-            logger.warning("rule %s failed at %s; the block is left as it is", family, candidate.anchor, exc_info=True)
-            reason = f"internal error of the rule: {type(error).__name__}: {error}"
-            misses.append(NearMiss(family.name, graph, candidate.anchor, reason, candidate.anchor))
-            continue
-        if taken.isdisjoint(region.members):
-            taken.update(region.members)
-            regions.append(region)
+def _match_candidate(family: Family, graph: ValueGraph, candidate: Candidate) -> MoERegion | NearMiss | None:
+    try:
+        return candidate.match()
+    except Unlike:
+        return None
+    except Decline as decline:
+        logger.debug("%s declines at %s: %s", family, decline.at, decline.reason)
+        return NearMiss(family.name, graph, candidate.anchor, decline.reason, decline.at)
+    except Exception as error:  # a defect of the rule must not break the user's model
+        logger.warning("rule %s failed at %s; the block is left as it is", family, candidate.anchor, exc_info=True)
+        reason = f"internal error of the rule: {type(error).__name__}: {error}"
+        return NearMiss(family.name, graph, candidate.anchor, reason, candidate.anchor)

@@ -180,7 +180,7 @@ def collect_members(region: MoERegion) -> list[Value]:
         stack.extend(o for o in value.operands if o.is_tensor and o not in lenders)
     region.shapes = [v for v in lent if v not in members and v not in inputs]
     members |= _assertions(members)
-    _require_live_inputs(region)
+    _require_live_inputs(region, members)
     _require_one_context(members)
     repeated = [v for v in escaping(members, region.output) if v.op in MATRIX_PRODUCTS]
     require(not repeated, "rows of the experts are read outside the block and would be computed twice", *repeated[:1])
@@ -228,8 +228,13 @@ def _require_one_context(members: set[Value]) -> None:
         require(value.context == first.context, "grad mode or autocast changes inside the block", value)
 
 
-def _require_live_inputs(region: MoERegion) -> None:
+def _require_live_inputs(region: MoERegion, members: set[Value]) -> None:
     """The rewritten block runs where the old output was; its inputs must still mean the same there."""
+    through_view = any(u.op == "aliased_write" for u in region.output.users)
+    require(not through_view, "the block's output is written through a view of it", region.output)
+    gone = {v.position for v in members - escaping(members, region.output)}
     for value in region.inputs:
         overwritten = value.superseded is not None and value.superseded < region.output.position
-        require(not overwritten, "an input of the block is overwritten before the block ends", value)
+        overwritten = overwritten or (value.superseded == region.output.position and value is not region.base)
+        require(not overwritten or value.superseded in gone, "an input of the block is overwritten before the block ends",
+                value)  # fmt: skip

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from samoyeds_compile.graph.values import Value, ValueGraph
+
+if TYPE_CHECKING:
+    from samoyeds_compile.options import Options
 
 
 class Decline(Exception):
@@ -18,6 +21,10 @@ class Decline(Exception):
         super().__init__(reason)
         self.reason = reason
         self.at = at
+
+
+class Unlike(Decline):
+    """A decline of something that does not even look like a block; it is not reported."""
 
 
 def require(condition: object, reason: str, at: Value | None = None) -> None:
@@ -216,6 +223,10 @@ class Family:
     def candidates(self, graph: ValueGraph) -> list[Candidate]:
         """Cheap scan for places worth a full match; must be linear in the graph."""
         raise NotImplementedError
+
+    def configured(self, options: Options) -> Family:
+        """The family with what the user's options say about it."""
+        return self
 
     def __repr__(self) -> str:
         return self.name

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 from samoyeds_compile.graph.values import Value, ValueGraph
 from samoyeds_compile.match.experts import collect_members
@@ -15,7 +16,10 @@ from samoyeds_compile.match.notation.block import Block
 from samoyeds_compile.match.notation.index import size_of, sizes_of
 from samoyeds_compile.match.notation.notation import Notation
 from samoyeds_compile.match.notation.products import GroupedOp, Products
-from samoyeds_compile.match.region import Candidate, Decline, Family, MoERegion, is_int_tensor, leaves
+from samoyeds_compile.match.region import Candidate, Decline, Family, MoERegion, Unlike, is_int_tensor, leaves
+
+if TYPE_CHECKING:
+    from samoyeds_compile.options import Options
 
 _CHOICES = frozenset(("topk", "argmax", "max", "sort", "argsort", "multinomial"))
 _DISPATCH = frozenset(
@@ -28,6 +32,9 @@ _DISPATCH = frozenset(
 """Ops by which routing turns into masks, permutations, rows and tables of weights."""
 
 _ACCUMULATIONS = frozenset(("index_add", "scatter_reduce"))
+
+LOOKS_LIKE_A_BLOCK = 2
+"""How far (`Block.reached`) a reading must get for its failure to be worth reporting."""
 
 NEAR = 40
 """How many values after the last use of the dispatch to try as the block's output."""
@@ -42,6 +49,10 @@ class Written(Family):
 
     def __init__(self, grouped: Mapping[str, GroupedOp] | None = None) -> None:
         self.grouped = grouped or {}
+
+    def configured(self, options: Options) -> Family:
+        """With the grouped products that the user named."""
+        return type(self)({name: GroupedOp(roles) for name, roles in options.grouped_mm.items()})
 
     def candidates(self, graph: ValueGraph) -> list[Candidate]:
         """One for each tensor of expert ids whose dispatch meets products."""
@@ -122,7 +133,9 @@ def _match(graph: ValueGraph, notation: Notation, products: Products, anchor: Va
             return found
     if found is not None:
         return found
-    raise best[1] if best is not None else Decline("nothing after the experts looks like a block's output", anchor)
+    if best is None or best[0] < LOOKS_LIKE_A_BLOCK:
+        raise Unlike("nothing here looks like the output of a block", anchor)
+    raise best[1]
 
 
 def _takes_all_slots(region: MoERegion) -> bool:

@@ -28,7 +28,7 @@ def build_replacement(region: MoERegion, inputs: Sequence[Any], number_of: Calla
     for node, given in zip(placeholders.values(), inputs, strict=True):
         node.meta["example_value"] = given
     graph.output(emit_region(region, graph, placeholders.__getitem__))
-    for node in graph.find_nodes(op="call_function") + graph.find_nodes(op="call_method"):
+    for node in [n for n in graph.nodes if n.op in ("call_function", "call_method")]:
         node.args, node.kwargs = _resized(node, number_of)
     for node in graph.nodes:
         _fill_example(node)

@@ -71,7 +71,7 @@ def test_becomes_text(name, style):
     activate, gated, text = TEXT[name]
     block = compare(Block(style, activate=activate, gated=gated))
     assert block.activation == text
-    assert block.became == ("samoyeds.moe_experts",)
+    assert block.became == ("samoyeds::moe_experts",)
 
 
 @pytest.mark.parametrize("style", ["grouped", "gathered"])

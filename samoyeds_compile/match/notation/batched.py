@@ -26,6 +26,9 @@ class _Row:
 class Batched:
     """Reads one output.
 
+    Attributes:
+        looks_like_a_block: the last reading found experts.
+
     Raises:
         Decline: the output is not the result of experts over rows of their own.
     """
@@ -33,6 +36,7 @@ class Batched:
     def __init__(self, graph: ValueGraph, notation: Notation, products: Products, output: Value) -> None:
         self.graph, self.notation, self.products, self.output = graph, notation, products, output
         self.index, self.sizes = notation.index_of(output), sizes_of(output)
+        self.looks_like_a_block = False
 
     def region(self) -> MoERegion:
         """The region that ends in the output, members excepted."""
@@ -41,6 +45,7 @@ class Batched:
             found.experts and not found.bases, "the output is not made by products with expert weights", self.output
         )
         rows = [self._row(c) for c in found.experts]
+        self.looks_like_a_block = True
         first = rows[0]
         numbers = [r.number for r in rows]
         require(all(r.axis == first.axis for r in rows), "experts lie along different axes", self.output)
