@@ -5,6 +5,7 @@ from __future__ import annotations
 from samoyeds_codegen import expr
 from samoyeds_compile.graph.source import module_path, parameter_name, source_line
 from samoyeds_compile.graph.values import Value
+from samoyeds_compile.match.experts import MATRIX_PRODUCTS
 from samoyeds_compile.match.region import MoERegion, NearMiss, leaves
 from samoyeds_compile.match.router import name_router
 from samoyeds_compile.report.model import BlockReport
@@ -15,7 +16,7 @@ def report_region(region: MoERegion) -> BlockReport:
     product = region.up.result.node
     weights = [weight for projection in region.projections for weight in projection.weights]
     return BlockReport(
-        module=module_path([product]),
+        module=module_path(v.node for v in region.members if v.op in MATRIX_PRODUCTS),
         source=source_line(product),
         family=region.family,
         rewritten=False,

@@ -116,6 +116,7 @@ class Block:
 
     def _branch(self, contribution: Contribution) -> Branch:
         hidden = self.sizes[-1]
+        self._require_no_rounding(contribution)
         reader = ExpertReader(self.notation, self.products, contribution, self.feature)
         function = reader.read(token_row(self.tokens, self.count, hidden))
         self.reached = 2
@@ -128,6 +129,14 @@ class Block:
         scaled = self._times(Score(1.0), [scores.of(*f) for f in function.inputs], contribution)
         weight, scaled = self._outside(weight, scaled, function, contribution)
         return self._named(contribution, function, weight, scaled)
+
+    def _require_no_rounding(self, contribution: Contribution) -> None:
+        """Rows are summed in the dtype of the products or a wider one."""
+        own = contribution.value.dtype
+        assert own is not None
+        for dtype in contribution.dtypes:
+            wide = torch.promote_types(dtype, own) == dtype
+            require(wide, f"rows are rounded to {dtype} on the way to the output", contribution.value)
 
     def _condition(self, scores: Scores, condition: Condition) -> Score | None:
         if isinstance(condition, Equal):

@@ -109,7 +109,7 @@ class Contributions:
 
     def __init__(self, notation: Notation, products: Products, output: Value, index: tuple[Index, ...]) -> None:
         self.notation, self.products = notation, products
-        self.index, self.feature = index, index[-1]
+        self.output, self.index, self.feature = output, index, index[-1]
         self.experts: list[Contribution] = []
         self.bases: list[Contribution] = []
         stack = [Contribution(output, index)]
@@ -148,6 +148,8 @@ class Contributions:
         source = item.value.input
         if not isinstance(source, Value) or source.dtype is None or not source.dtype.is_floating_point:
             return None
+        if item.value is self.output:  # the result is rounded, not what is summed
+            return [replace(item, value=source)]
         return [self._at(item, source, item.index)]
 
     _type_as = _to

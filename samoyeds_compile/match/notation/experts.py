@@ -125,11 +125,19 @@ def read_projection(
 def _weight(notation: Notation, value: Value, index: tuple[Index, ...], out: Index, inner: Index) -> Weight | None:
     """The nearest matrix or stack, in that order of indices, that an element is one of; None if it is no parameter."""
     found: Weight | None = None
-    last = value
+    last, place = value, index
     for last, place in notation.places(value, index):
         weight = _as_weight(last, place, out, inner)
         found = weight if weight is not None and (found is None or _is_better(last, found.value)) else found
-    return found if found is not None and is_parameter(last) else None
+    if found is None or not is_parameter(last):
+        return None
+    own = found.expert is None or not found.expert.terms or _mentions(place, found.expert)
+    return found if own else None  # one matrix expanded to a batch is no stack of experts
+
+
+def _mentions(index: tuple[Index, ...], part: Index) -> bool:
+    wanted = {a for a, _ in part.terms}
+    return any(a in wanted for i in index for a in atoms(i))
 
 
 def _is_better(deeper: Value, nearer: Value) -> bool:
@@ -200,6 +208,7 @@ class ExpertReader:
             text = ast.unparse(expr.parse(text))
         except expr.ExpressionError as error:
             raise Decline("the activation is no elementwise formula", c.value) from error
+        require(text != expr.IDENTITY, "nothing stands between the two projections of a row", c.value)
         x, inputs, number = self._source(up, is_token)
         if gate is not None:
             same = self._source(gate, is_token)
