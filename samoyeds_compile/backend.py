@@ -48,7 +48,11 @@ def samoyeds(
             _require_known_sizes(gm, report, chosen)
         if chosen.report is not None:
             chosen.report(report)
-        return compile_with_base(gm, example_inputs, chosen)
+        try:
+            return compile_with_base(gm, example_inputs, chosen)
+        except Exception as error:  # an attempt to capture is then followed by another trace of the frame
+            discard(report, f"the base compiler failed: {type(error).__name__}: {error}")
+            raise
 
 
 _backend = samoyeds

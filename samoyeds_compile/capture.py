@@ -79,8 +79,7 @@ def _wrapped(original: Callable[..., Any], backend: Callable[..., Any]) -> Calla
         except Exception as error:
             if not _may_differ(error):
                 raise
-            level = logging.INFO if isinstance(error, SkipFrame) else logging.WARNING
-            logger.log(level, "traced again without capture: %s: %s", type(error).__name__, error)
+            logger.info("traced again without capture: %s: %s", type(error).__name__, error)
         counters["graph_break"] = breaks
         return original(*args, **kwargs)
 

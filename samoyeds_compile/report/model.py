@@ -73,8 +73,8 @@ class GraphReport:
         steps: time per step of the pipeline.
         break_reason: the graph break that ended it, empty if it ended with the function.
         break_source: ``file:line`` of that break.
-        discarded: why the graph is not in use and its frame was traced again (see `samoyeds_compile.capture`); such a
-            graph is reported only if blocks were found in it; empty normally.
+        discarded: why the graph is not in use, such as a frame that was traced again without capture (see
+            `samoyeds_compile.capture`; without blocks such a graph is not reported); empty normally.
         problem: what went wrong inside the pipeline, so that the original graph was compiled; None normally.
         dump: folder with the dumped graphs, None if nothing was dumped.
     """
