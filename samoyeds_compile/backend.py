@@ -38,6 +38,8 @@ def samoyeds(
     Raises:
         OptionError: an unknown option or mode.
     """
+    from torch._dynamo.exc import RestartAnalysis
+
     from samoyeds_compile.base import compile_with_base
     from samoyeds_compile.capture import callers_settings
 
@@ -50,8 +52,9 @@ def samoyeds(
             chosen.report(report)
         try:
             return compile_with_base(gm, example_inputs, chosen)
-        except Exception as error:  # an attempt to capture is then followed by another trace of the frame
-            discard(report, f"the base compiler failed: {type(error).__name__}: {error}")
+        except Exception as error:
+            if can_retrace and not isinstance(error, RestartAnalysis):
+                _discarded(report, f"the base compiler failed: {type(error).__name__}: {error}")
             raise
 
 
@@ -75,21 +78,21 @@ def _require_known_sizes(gm: fx.GraphModule, report: GraphReport, options: Optio
     from samoyeds_compile.graph.source import source_line
 
     left = unaccounted(gm)
-    if not left:
-        return
-    why = f"the graph needs values of {left[0].name!r} that are known only when it runs ({source_line(left[0])})"
-    if report.blocks and options.report is not None:
-        discard(report, why)
-        options.report(report)
-    raise Retrace(why)
+    if left:
+        why = f"the graph needs values of {left[0].name!r} that are known only when it runs ({source_line(left[0])})"
+        if report.blocks and options.report is not None:
+            options.report(_discarded(report, why))
+        raise Retrace(why)
+    if report.break_reason and not any(b.rewritten for b in report.blocks):
+        raise Retrace("nothing is gained, and with our settings Dynamo may break the graph for another reason")
 
 
-def discard(report: GraphReport, why: str) -> None:
-    """Mark a report as that of a graph that is not in use."""
+def _discarded(report: GraphReport, why: str) -> GraphReport:
     report.discarded, report.break_reason, report.break_source = why, "", ""
     for block in report.blocks:
         block.rewritten, block.became = False, ()
         block.reason = block.reason or why
+    return report
 
 
 def optimize(
