@@ -38,13 +38,61 @@ def samoyeds(
     Raises:
         OptionError: an unknown option or mode.
     """
+    from torch._dynamo.exc import RestartAnalysis
+
     from samoyeds_compile.base import compile_with_base
+    from samoyeds_compile.capture import callers_settings
 
     chosen = Options.from_call(mode, options)
-    report = optimize(gm, example_inputs, chosen)
-    if chosen.report is not None:
-        chosen.report(report)
-    return compile_with_base(gm, example_inputs, chosen)
+    with callers_settings() as can_retrace:
+        report = optimize(gm, example_inputs, chosen)
+        if can_retrace:
+            _require_known_sizes(gm, report, chosen)
+        if chosen.report is not None:
+            chosen.report(report)
+        try:
+            return compile_with_base(gm, example_inputs, chosen)
+        except Exception as error:
+            if can_retrace and not isinstance(error, RestartAnalysis):
+                _discarded(report, f"the base compiler failed: {type(error).__name__}: {error}")
+            raise
+
+
+_backend = samoyeds
+del samoyeds
+
+
+def __getattr__(name: str) -> Any:
+    """``samoyeds``: whoever asks for the backend is about to compile, so Dynamo is loaded and gets its hook now."""
+    if name != "samoyeds":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from samoyeds_compile.capture import install
+
+    install(_backend)
+    return _backend
+
+
+def _require_known_sizes(gm: fx.GraphModule, report: GraphReport, options: Options) -> None:
+    """Have the frame traced again unless rewrites account for everything that only our settings let Dynamo capture."""
+    from samoyeds_compile.capture import Retrace, unaccounted
+    from samoyeds_compile.graph.source import source_line
+
+    left = unaccounted(gm)
+    if left:
+        why = f"the graph needs values of {left[0].name!r} that are known only when it runs ({source_line(left[0])})"
+        if report.blocks and options.report is not None:
+            options.report(_discarded(report, why))
+        raise Retrace(why)
+    if report.break_reason and not any(b.rewritten for b in report.blocks):
+        raise Retrace("nothing is gained, and with our settings Dynamo may break the graph for another reason")
+
+
+def _discarded(report: GraphReport, why: str) -> GraphReport:
+    report.discarded, report.break_reason, report.break_source = why, "", ""
+    for block in report.blocks:
+        block.rewritten, block.became = False, ()
+        block.reason = block.reason or why
+    return report
 
 
 def optimize(

@@ -32,6 +32,8 @@ class Options:
         rewrite: False hands the graph to the base as it came; blocks are still found and reported.
         validate: check each rewrite of a new structure against the original on small random inputs.
         disable: names of families that must not match, comma separated in the environment.
+        capture: let Dynamo trace ``nonzero``, ``x[mask]`` and ``tolist()`` where that makes a block rewritable (see
+            `samoyeds_compile.capture`); other code is traced as it is without us. False: Dynamo's own settings decide.
         dump: folder that receives every graph before and after as runnable Python, and ``report.json``.
         report: called with the `GraphReport` of every graph compiled; a `samoyeds_compile.Report` collects them.
         grouped_mm: grouped matrix products of other libraries, by operator name, and the role of each of their
@@ -47,6 +49,7 @@ class Options:
     rewrite: bool = True
     validate: bool = True
     disable: tuple[str, ...] = ()
+    capture: bool = True
     dump: Path | None = None
     report: Callable[[GraphReport], None] | None = None
     grouped_mm: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -185,6 +188,7 @@ _PARSERS: Mapping[str, Callable[[str, Any], Any]] = {
     "rewrite": _parse_bool,
     "validate": _parse_bool,
     "disable": _parse_names,
+    "capture": _parse_bool,
     "dump": _parse_path,
     "report": _parse_callable,
     "grouped_mm": _parse_grouped,

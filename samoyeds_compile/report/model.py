@@ -73,6 +73,8 @@ class GraphReport:
         steps: time per step of the pipeline.
         break_reason: the graph break that ended it, empty if it ended with the function.
         break_source: ``file:line`` of that break.
+        discarded: why the graph is not in use and its frame was traced again (see `samoyeds_compile.capture`); such a
+            graph is reported only for blocks that no later graph shows; empty normally.
         problem: what went wrong inside the pipeline, so that the original graph was compiled; None normally.
         dump: folder with the dumped graphs, None if nothing was dumped.
     """
@@ -84,6 +86,7 @@ class GraphReport:
     steps: list[StepReport] = field(default_factory=list)
     break_reason: str = ""
     break_source: str = ""
+    discarded: str = ""
     problem: str | None = None
     dump: str | None = None
 
@@ -105,8 +108,11 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def __call__(self, graph: GraphReport) -> None:
-        """Collect one graph."""
-        self.graphs.append(graph)
+        """Collect one graph; blocks of discarded graphs that it shows again are dropped."""
+        again = {block.source for block in graph.blocks}
+        for old in (g for g in self.graphs if g.discarded):
+            old.blocks = [block for block in old.blocks if block.source not in again]
+        self.graphs = [*(g for g in self.graphs if g.blocks or not g.discarded), graph]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Report:
         """The same report: a collector whose options are copied (transformers' `CompileConfig` does) must collect."""
