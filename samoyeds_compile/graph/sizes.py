@@ -124,7 +124,7 @@ def replace_leaves(argument: Any, kind: type | tuple[type, ...], new: Any) -> An
     if isinstance(argument, kind):
         return new(argument)
     if isinstance(argument, tuple):
-        return tuple(replace_leaves(a, kind, new) for a in argument)
+        return tuple([replace_leaves(a, kind, new) for a in argument])
     if isinstance(argument, list):
         return [replace_leaves(a, kind, new) for a in argument]
     if isinstance(argument, dict):

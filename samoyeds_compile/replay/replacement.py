@@ -28,10 +28,10 @@ def build_replacement(region: MoERegion, inputs: Sequence[Any], number_of: Calla
     for node, given in zip(placeholders.values(), inputs, strict=True):
         node.meta["example_value"] = given
     graph.output(emit_region(region, graph, placeholders.__getitem__))
-    for node in graph.find_nodes(op="call_function") + graph.find_nodes(op="call_method"):
-        node.args, node.kwargs = _resized(node, number_of)
     for node in graph.nodes:
-        _fill_example(node)
+        if node.op in ("call_function", "call_method"):
+            node.args, node.kwargs = _resized(node, number_of)
+            _fill_example(node)
     module = fx.GraphModule(torch.nn.Module(), graph)
     lower_experts(module)
     module.recompile()
@@ -46,9 +46,7 @@ def _resized(node: fx.Node, number_of: Callable[[Size], int]) -> tuple[tuple[Any
 def _fill_example(node: fx.Node) -> None:
     """Compute a derived operand; what depends on an op of ours has no example, and needs none."""
     ours = getattr(node.target, "namespace", "") == "samoyeds"
-    if node.op not in ("call_function", "call_method") or ours:
-        return
-    if all("example_value" in source.meta for source in node.all_input_nodes):
+    if not ours and all("example_value" in source.meta for source in node.all_input_nodes):
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["example_value"])
         with torch.no_grad():
             node.meta["example_value"] = run_node(node, tuple(args), dict(kwargs))
