@@ -10,8 +10,8 @@ from torch import Tensor, fx
 
 import samoyeds_compile.rewrite
 from samoyeds_compile import Report
-from samoyeds_compile.graph.values import Value, ValueGraph, read_values
-from samoyeds_compile.match.region import Linear, MoERegion
+from samoyeds_compile.graph.values import Value, ValueGraph, hint, read_values
+from samoyeds_compile.match.region import Derived, Linear, MoERegion
 from samoyeds_compile.replay import replacement
 from samoyeds_compile.replay.cases import Case
 from samoyeds_compile.replay.replay import Outcome, Replay
@@ -238,13 +238,24 @@ def build(graph: ValueGraph, separate: bool) -> MoERegion:
     triples = [tuple(given[f"experts_{3 * e + i}"] for e in range(count)) if separate else (given[name],)
                for i, name in enumerate(names)]  # fmt: skip
     gate, up, down = (Linear(w, None, False, output, torch.float32) for w in triples)
+    x, ids, weights = (flat(given, name) for name in ("x", "ids", "weights"))
     region = MoERegion(
-        family="by hand", graph=graph, x=given["x"], expert_ids=given.get("ids"), expert_weights=given.get("weights"),
+        family="by hand", graph=graph, x=x, expert_ids=ids, expert_weights=weights,
         top_k=TOP_K if "ids" in given else 1, gate=gate, up=up, down=down, activation="silu(gate) * up",
         gate_up_layout="separate", output=output,
     )  # fmt: skip
     region.members = between(region)
     return region
+
+
+def flat(given: dict[str, Value], name: str) -> Any:
+    """[T, *], as the op takes it: a static size where there are batch rows, two choices of a token side by side."""
+    if f"{name}_1" in given:
+        return Derived(torch.stack, ((given[f"{name}_1"], given[f"{name}_2"]),), (("dim", -1),))
+    value = given.get(name)
+    if value is None or "ids" not in given or len(value.shape) == 2:
+        return value
+    return Derived(torch.reshape, (value, (hint(value.shape[0]) * hint(value.shape[1]), hint(value.shape[2]))))
 
 
 def between(region: MoERegion) -> list[Value]:
@@ -264,28 +275,20 @@ def emit(region: MoERegion, graph: fx.Graph, node_of: Callable[[Value], fx.Node]
         nodes = [node_of(w) for w in linear.weights]
         return nodes[0] if len(nodes) == 1 else graph.call_function(torch.stack, (nodes,))
 
-    def flat(operand: Any) -> fx.Node:
-        node = operand_node(operand, graph, node_of)
-        return graph.call_method("flatten", (node, 0, -2))
-
     gate, up, down = map(stack, region.projections)
     if region.expert_ids is None:
         return graph.call_function(batched_ffn, (node_of(region.x), gate, up, down, region.activation))
+    operands = [operand_node(o, graph, node_of) for o in (region.x, region.expert_ids, region.expert_weights)]
     out = graph.call_function(torch.ops.samoyeds.moe_experts.default, (
-        flat(region.x), flat(region.expert_ids), flat(region.expert_weights), gate, up, down, None, None, None,
-        region.activation, "separate", "out_in", torch.float32, torch.float32))  # fmt: skip
-    # of more than two dimensions: as the tokens came
-    return graph.call_function(as_rows_of, (out, node_of(region.x))) if isinstance(region.x, Value) else out
+        *operands, gate, up, down, None, None, None, region.activation, "separate", "out_in", torch.float32,
+        torch.float32))  # fmt: skip
+    return graph.call_method("view", (out, tuple(map(hint, region.output.shape))))
 
 
 def batched_ffn(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, activation: str) -> Tensor:
     act = F.silu if activation == "silu(gate) * up" else F.gelu
     h = act(torch.bmm(x, gate.mT)) * torch.bmm(x, up.mT)
     return torch.bmm(h, down.mT).flatten(0, 1)
-
-
-def as_rows_of(out: Tensor, x: Tensor) -> Tensor:
-    return out.view(x.shape)
 
 
 def check(region: MoERegion, monkeypatch: pytest.MonkeyPatch) -> Verdict:

@@ -153,7 +153,8 @@ class _Builder:
             return self._operand(value, operand)
 
         args, kwargs = replace_leaves((list(node.args), dict(node.kwargs)), fx.Node, substitute)
-        step = Step(value, *mark_sizes(call_name(node), args, kwargs), known_shape(node))
+        shape = known_shape(node)
+        step = Step(value, *mark_sizes(call_name(node), args, kwargs, f"-> {shape}"), shape)
         self.of_node[node] = Ref(self.size)
         self.size += 1
         return step
