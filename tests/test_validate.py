@@ -10,11 +10,14 @@ from torch import Tensor, fx
 
 import samoyeds_compile.rewrite
 from samoyeds_compile import Report
+from samoyeds_compile.graph.sizes import Size
 from samoyeds_compile.graph.values import Value, ValueGraph, hint, read_values
 from samoyeds_compile.match.region import Derived, Linear, MoERegion
 from samoyeds_compile.replay import replacement
 from samoyeds_compile.replay.cases import Case
+from samoyeds_compile.replay.numbers import Dimensions, Numbers
 from samoyeds_compile.replay.replay import Outcome, Replay
+from samoyeds_compile.replay.search import Assignment, settle
 from samoyeds_compile.rewrite import operand_node
 from samoyeds_compile.validate import Validator, Verdict
 from tests.blocks import Block
@@ -379,3 +382,158 @@ def test_rows_already_dispatched(numbers: str, compared: dict[str, Outcome], mon
     assert all_compared(compared, {"five rows an expert", "one row an expert", "rows in a non-contiguous view"})
     region.activation = "gelu(gate) * up"
     assert "deviates" in (Validator().check(region).problem or "")
+
+
+# ------------------------------------------------------------------------------------------- parts of a replay
+
+
+def two_choices(
+    x: Tensor, ids_1: Tensor, ids_2: Tensor, weights_1: Tensor, weights_2: Tensor, *stacks: Tensor
+) -> Tensor:
+    """Top-2 gating with the choices apart: a token's two experts must differ, for each is assigned and not added."""
+    gate, up, down = stacks
+    scores = torch.zeros(x.size(0), gate.size(0)).scatter(1, ids_1[:, None], weights_1[:, None])
+    scores = scores.scatter(1, ids_2[:, None], weights_2[:, None])
+    h = F.silu(torch.einsum("th,eih->tei", x, gate)) * torch.einsum("th,eih->tei", x, up)
+    return torch.einsum("tei,ehi,te->th", h, down, scores)
+
+
+@pytest.mark.parametrize("tokens", [30, 128, 1])
+def test_choices_apart(tokens: int, compared: dict[str, Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = torch.rand(tokens, EXPERTS).topk(2).indices.unbind(1)
+    weights = torch.rand(2, tokens).unbind(0)
+    graph = capture(two_choices, torch.randn(tokens, 128), first, second, *weights, *matrices(EXPERTS, 128, 96, False))
+    region = build(graph, False)
+    assert isinstance(region.expert_ids, Derived)
+    assert check(region, monkeypatch).problem is None and all_compared(compared)
+
+
+def test_norm_over_a_width_that_shrinks(compared: dict[str, Outcome]) -> None:
+    """A carried subgraph has sizes of its own, in the block and in its copy."""
+    weight = torch.nn.Parameter(torch.randn(100))
+
+    def activate(z: Tensor) -> Tensor:
+        gate, up = z.split(100, dim=-1)
+        return F.rms_norm(F.silu(gate) * up, (100,), weight, 1e-6)
+
+    report = Report()
+    block = Block(hidden=136, width=100, activate=activate)
+    torch.compile(block, backend="samoyeds", options={"base": "eager", "report": report})(torch.randn(100, 136))
+    assert [b.reason for b in report.blocks] == [None]
+    assert report.blocks[0].activation == "carried subgraph" and all_compared(compared)
+
+
+def fixed_tokens(x: Tensor, ids: Tensor, weights: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """12 tokens in 3 rows of 4: sizes that say nothing of a number of tokens."""
+    return gather_einsum(x.view(3, 4, -1).reshape(12, -1), ids, weights, gate, up, down)
+
+
+def test_tokens_that_cannot_be_fewer(compared: dict[str, Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the block is compared with as many as it has, and a single token is no case."""
+    region = region_of(fixed_tokens, False, 12, 136, 100, EXPERTS)
+    assert check(region, monkeypatch).problem is None
+    assert all_compared(compared, ALL_CASES - {"one token"})
+
+
+def test_block_that_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be compared is not rewritten."""
+    region = region_of(gather_einsum, False, 12, 136, 100, EXPERTS)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("planted failure")
+
+    region.members[0].node.op, region.members[0].node.target = "call_function", fail
+    verdict = check(region, monkeypatch)
+    assert "could not be replayed" in (verdict.problem or "") and "planted failure" in (verdict.problem or "")
+    assert verdict.deviation == float("inf")
+
+
+def test_too_few_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Replay.compare
+
+    def only_required(replay: Replay, case: Case) -> Outcome:
+        return original(replay, case) if case.required else Outcome(None, "planted")
+
+    monkeypatch.setattr(Replay, "compare", only_required)
+    region = region_of(gather_einsum, False, 12, 16, 24, EXPERTS)
+    assert "only 2 cases could be compared" in (check(region, monkeypatch).problem or "")
+
+
+def test_gradient_of_one_separate_expert(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The right result, but one expert of four does not learn."""
+    region = region_of(loop_eq, True, 12, 16, 24, EXPERTS)
+    frozen = region.down.weights[2]
+
+    def detached(region: MoERegion, graph: fx.Graph, node_of: Callable[[Value], fx.Node]) -> fx.Node:
+        def node(value: Value) -> fx.Node:
+            return graph.call_method("detach", (node_of(value),)) if value is frozen else node_of(value)
+
+        return emit(region, graph, node)
+
+    monkeypatch.setattr(replacement, "emit_region", detached)
+    assert "deviates" in (Validator().check(region).problem or "")
+    with torch.no_grad():
+        assert Validator().check(region).problem is None
+
+
+def layers(x: Tensor, ids: Tensor, weights: Tensor, *experts: Tensor) -> Tensor:
+    half = len(experts) // 2
+    return loop_eq(loop_eq(x, ids, weights, *experts[:half]), ids, weights, *experts[half:])
+
+
+def test_layers_share_a_verdict(compared: dict[str, Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two loops with symbols of their own for the rows of each expert are one structure; another activation is not."""
+    tokens = torch.randn(6, 16), torch.rand(6, EXPERTS).topk(TOP_K).indices, torch.rand(6, TOP_K)
+    graph = capture(layers, *tokens, *matrices(2 * EXPERTS, 16, 24, True))
+    both = build(graph, True)
+    regions = []
+    for half in (0, 1):
+        pieces = slice(half * EXPERTS, (half + 1) * EXPERTS)
+        linears = [Linear(p.weights[pieces], None, False, both.output, torch.float32) for p in both.projections]
+        last = [v for v in graph.values if v.op == "index_put"][(half + 1) * EXPERTS - 1]
+        region = build(graph, True)
+        region.gate, region.up, region.down = linears
+        region.output = last
+        regions.append(region)
+    regions[1].x = regions[0].output
+    for region in regions:
+        region.members = between(region)
+    validator = Validator()
+    monkeypatch.setattr(replacement, "emit_region", emit)
+    first, second = map(validator.check, regions)
+    assert first.problem is None and second is first
+    regions[1].activation = "gelu(gate) * up"
+    assert "deviates" in (validator.check(regions[1]).problem or "")
+    regions[1].activation, regions[1].down = regions[0].activation, regions[1].gate
+    assert validator.check(regions[1]).problem is not None
+
+
+def test_likeliest_number_first() -> None:
+    """Where T K = H = 64, a size is what its place suggests, and may be the other."""
+    region = region_of(gather_einsum, False, 32, 64, 24, EXPERTS)
+    numbers = Numbers(region, Dimensions((32,), 64, 24), Dimensions((5,), 48, 16))
+    assert numbers.choices(Size(64, "", "tokens")) == (10, 48)
+    assert numbers.choices(Size(64, "", "features")) == (48, 10)
+    assert numbers.choices(Size(64, "", "features", symbolic=True)) == (10,)
+    assert numbers.choices(Size(24, "", "tokens")) == (16,)
+    assert numbers.choices(Size(EXPERTS, "", "tokens")) == (EXPERTS,)
+    assert numbers.choices(Size(1000, "", "tokens")) == (1000,)
+    assert numbers.allows(64, 10) and numbers.allows(64, 48) and not numbers.allows(64, 64)
+    assert numbers.allows(1000, 3) and numbers.allows(None, 3)
+
+
+def test_search_goes_back_to_what_may_be_wrong() -> None:
+    """Sizes of later steps are not tried in turn while an earlier step fails."""
+    region = region_of(gather_einsum, False, 32, 64, 24, EXPERTS)
+    numbers = Numbers(region, Dimensions((32,), 64, 24), Dimensions((5,), 48, 16))
+    sizes = {Size(64, str(step), "tokens"): step for step in range(40)}
+    tried = []
+
+    def attempt(assignment: Assignment) -> int | None:
+        tried.append(assignment)
+        wrong = [step for size, step in sizes.items() if assignment[size] != (48 if step in (3, 20) else 10)]
+        return min(wrong, default=None)
+
+    found = settle(sizes, numbers, attempt)
+    assert found is not None and sorted(found.values()).count(48) == 2
+    assert len(tried) == 3

@@ -17,8 +17,10 @@ from samoyeds_compile.rewrite import emit_region
 NumberOf = Callable[[Size], int]
 
 
-def build_replacement(region: MoERegion, inputs: Sequence[Any], number_of: NumberOf) -> fx.GraphModule:
-    """A module that takes the region's inputs.
+def build_replacement(region: MoERegion, inputs: Sequence[Any], number_of: NumberOf) -> Callable[..., Any]:
+    """A function of the region's inputs.
+
+    It interprets the graph, as AOTAutograd does: the code that FX prints for ``(-2.0) ** x`` means another thing.
 
     Args:
         region: what to replace.
@@ -33,8 +35,9 @@ def build_replacement(region: MoERegion, inputs: Sequence[Any], number_of: Numbe
             _fill_example(node)
     module = fx.GraphModule(torch.nn.Module(), graph)
     lower_experts(module)
-    module.recompile()
-    return module
+    interpreter = fx.Interpreter(module)
+    interpreter.extra_traceback = False
+    return interpreter.run
 
 
 def replacement_sizes(region: MoERegion) -> list[Size]:

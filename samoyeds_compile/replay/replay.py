@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from samoyeds_compile.graph.extract import Fragment, Step, StepFailed
@@ -112,7 +112,7 @@ class _Attempts:
                 return Outcome(float("inf"), f"the rewrite raised {type(error).__name__}: {error}")
         return Outcome(worst)
 
-    def _replacement(self, inputs: list[Any], assignment: Assignment) -> fx.GraphModule:
+    def _replacement(self, inputs: list[Any], assignment: Assignment) -> Callable[..., Any]:
         with torch.set_grad_enabled(self.replay.needs_grad):
             return build_replacement(self.replay.region, inputs, assignment.__getitem__)
 
