@@ -106,6 +106,16 @@ def test_equal_sizes(sizes: str, style: str, compared: dict[str, Outcome]) -> No
 
 
 @pytest.mark.parametrize("style", ["grouped", "gathered"])
+def test_no_tokens(style: str, compared: dict[str, Outcome]) -> None:
+    """A graph for no tokens at all computes nothing else."""
+    report = Report()
+    torch.compile(Block(style, hidden=128), backend="samoyeds", options={"base": "eager", "report": report})(
+        torch.randn(0, 128)
+    )
+    assert [b.reason for b in report.blocks] == [None] and all_compared(compared, ALL_CASES - {"one token"})
+
+
+@pytest.mark.parametrize("style", ["grouped", "gathered"])
 @pytest.mark.parametrize("sizes", SIZES)
 def test_equal_sizes_of_a_wrong_rewrite(sizes: str, style: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(samoyeds_compile.rewrite, "_emit_canonical", wrong_activation)
@@ -310,11 +320,12 @@ NUMBERS = {
 """T, H, I, E."""
 
 
-@pytest.mark.parametrize("numbers", NUMBERS)
-@pytest.mark.parametrize("style", STYLES)
+FEW = [(style, numbers) for style in STYLES for numbers in NUMBERS if not (STYLES[style][1] and "E = H" in numbers)]
+"""Dynamo takes long for many separate experts."""
+
+
+@pytest.mark.parametrize(("style", "numbers"), FEW)
 def test_style(style: str, numbers: str, compared: dict[str, Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
-    if numbers == "T = E = H = I" and STYLES[style][1]:
-        pytest.skip("Dynamo takes long for so many separate experts")
     region = region_of(*STYLES[style], *NUMBERS[numbers])
     verdict = check(region, monkeypatch)
     assert verdict.problem is None and verdict.deviation < 1e-4
@@ -388,10 +399,16 @@ def test_rows_already_dispatched(numbers: str, compared: dict[str, Outcome], mon
 
 
 def two_choices(
-    x: Tensor, ids_1: Tensor, ids_2: Tensor, weights_1: Tensor, weights_2: Tensor, *stacks: Tensor
+    x: Tensor,
+    ids_1: Tensor,
+    ids_2: Tensor,
+    weights_1: Tensor,
+    weights_2: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    down: Tensor,
 ) -> Tensor:
     """Top-2 gating with the choices apart: a token's two experts must differ, for each is assigned and not added."""
-    gate, up, down = stacks
     scores = torch.zeros(x.size(0), gate.size(0)).scatter(1, ids_1[:, None], weights_1[:, None])
     scores = scores.scatter(1, ids_2[:, None], weights_2[:, None])
     h = F.silu(torch.einsum("th,eih->tei", x, gate)) * torch.einsum("th,eih->tei", x, up)
