@@ -57,7 +57,7 @@ class Validator:
             return self._verdicts[key]
         except Exception as error:  # whatever keeps the rewrite from being checked keeps it from being made
             logger.debug("validation of %s failed", region.output, exc_info=True)
-            return Verdict(f"it raised {type(error).__name__}: {error}", float("inf"))
+            return Verdict(f"it could not be checked: {type(error).__name__}: {error}", float("inf"))
 
 
 def structure_key(region: MoERegion, fragment: Fragment) -> str:

@@ -114,21 +114,30 @@ def extract(members: Sequence[Value], inputs: Sequence[Value], output: Value) ->
 
 
 def _computed_sizes(members: Sequence[Value], inputs: Sequence[Value]) -> set[Value]:
-    """The numbers that members read and that follow from tensors among ``members`` and ``inputs`` alone."""
+    """The numbers that members read and that follow from ``members`` and ``inputs`` alone, and what they come from.
+
+    A number that was known when the graph was captured follows from its own operands or is taken as it was; only of
+    one that depends on data (a count of rows) all that it is computed from is looked at.
+    """
     known = {*members, *inputs}
     found: set[Value] = set()
     stack = list(members)
     while stack:
-        fresh = {o for o in stack.pop().operands if not o.is_tensor and o not in known} - found
+        value = stack.pop()
+        tensors_too = value in found and (value.is_tensor or _depends_on_data(value))
+        fresh = {o for o in value.operands if o not in known and (tensors_too or not o.is_tensor)} - found
         found |= fresh
         stack.extend(fresh)
-    computed: set[Value] = set()
     for value in sorted(found, key=lambda v: v.position):
         tensors = [o for o in value.operands if o.is_tensor]
-        follows = any(o in computed for o in value.operands) or bool(tensors)
-        if follows and all(o in known for o in tensors):
-            computed.add(value)
-    return computed
+        if all(o in known for o in tensors) and any(o in known for o in value.operands):
+            known.add(value)
+    return found & known
+
+
+def _depends_on_data(number: Value) -> bool:
+    """Dynamo records nothing at all for the elements that ``tolist`` reads."""
+    return number.example is None or not known_size(number.example)
 
 
 class _Builder:
@@ -144,7 +153,8 @@ class _Builder:
             return self._operand(value, operand)
 
         args, kwargs = replace_leaves((list(node.args), dict(node.kwargs)), fx.Node, substitute)
-        step = Step(value, *mark_sizes(call_name(node), args, kwargs), known_shape(node))
+        shape = known_shape(node)
+        step = Step(value, *mark_sizes(call_name(node), args, kwargs, f"-> {shape}"), shape)
         self.of_node[node] = Ref(self.size)
         self.size += 1
         return step

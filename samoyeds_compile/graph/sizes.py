@@ -8,7 +8,7 @@ divisor of integers (``order % T``) may be one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx
@@ -20,7 +20,7 @@ class Size:
 
     Attributes:
         number: what stands there.
-        place: op and argument.
+        place: op and argument, and what tells it from other calls of the op.
         prefers: what the place suggests it counts: ``tokens``, ``features`` (``hidden`` or ``width``) or ``plain``.
         symbolic: Dynamo keeps it as a symbol, so it counts tokens or nothing that is known here.
     """
@@ -62,8 +62,26 @@ def function_name(target: Any) -> str:
     return str(target if isinstance(target, str) else getattr(target, "__name__", target)).split(".")[0]
 
 
-def mark_sizes(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    """The arguments of a call, every size among them a `Size`."""
+def mark_sizes(
+    name: str, args: Sequence[Any], kwargs: Mapping[str, Any], where: str
+) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of a call, every size among them a `Size`.
+
+    Args:
+        name: of what is called.
+        args: its arguments; what is a `Size` already stays as it is.
+        kwargs: more of them.
+        where: tells the call from others, so that the same number may mean something else there.
+    """
+
+    def place(size: Size) -> Size:
+        return size if size.symbolic else replace(size, place=f"{size.place} {where}")
+
+    marked: tuple[list[Any], dict[str, Any]] = replace_leaves(_mark_call(name, args, kwargs), Size, place)
+    return marked
+
+
+def _mark_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     if name in ("getitem", "setitem"):
         return [args[0], _mark_key(args[1], name), *args[2:]], dict(kwargs)
     if name in _SHAPES:
@@ -124,7 +142,7 @@ def replace_leaves(argument: Any, kind: type | tuple[type, ...], new: Any) -> An
     if isinstance(argument, kind):
         return new(argument)
     if isinstance(argument, tuple):
-        return tuple(replace_leaves(a, kind, new) for a in argument)
+        return tuple([replace_leaves(a, kind, new) for a in argument])
     if isinstance(argument, list):
         return [replace_leaves(a, kind, new) for a in argument]
     if isinstance(argument, dict):

@@ -88,8 +88,8 @@ def dimensions_to_try(region: MoERegion, old: Dimensions, case: Case) -> Iterato
 
 def _feature_sizes(old: Dimensions) -> list[tuple[int, int]]:
     hidden, width = _shrunk(old.hidden), _shrunk(old.width)
-    if hidden == width and old.hidden != old.width:
-        width = min(width + 8, old.width)  # a mistaken H for I must not go unnoticed
+    if hidden == width and old.hidden != old.width:  # a mistaken H for I must not go unnoticed
+        hidden, width = (hidden, width + 8) if width + 8 <= old.width else (hidden + 8, width)
     return list(dict.fromkeys([(hidden, width), (old.hidden, width), (hidden, old.width), (old.hidden, old.width)]))
 
 
@@ -119,8 +119,8 @@ def rounds_of(region: MoERegion, case: Case, tokens: int) -> int:
 
 def _bytes(region: MoERegion, old: Dimensions, new: Dimensions) -> int:
     """About how much memory the weights and the rows take."""
-    weights = [w for p in region.projections for w in p.weights]
-    dense = sum(w.example.numel() * w.example.element_size() for w in weights)
+    firsts = [(p.weights[0].example, len(p.weights)) for p in region.projections]
+    dense = sum(count * weight.numel() * weight.element_size() for weight, count in firsts)
     scale = (new.hidden * new.width) / (old.hidden * old.width)
     rows = new.rows * max(region.top_k, 1) * (new.hidden + 2 * new.width) * 8
     return int(dense * scale) + rows

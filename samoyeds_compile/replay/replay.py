@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from samoyeds_compile.graph.extract import Fragment, Step, StepFailed
-from samoyeds_compile.graph.sizes import Size
 from samoyeds_compile.match.region import MoERegion
 from samoyeds_compile.replay.cases import Case, dimensions_to_try, rounds_of
 from samoyeds_compile.replay.compare import deviation, results, tolerance
 from samoyeds_compile.replay.inputs import Inputs
 from samoyeds_compile.replay.numbers import Dimensions, Numbers, dimensions_of
-from samoyeds_compile.replay.replacement import build_replacement
+from samoyeds_compile.replay.replacement import build_replacement, replacement_sizes
 from samoyeds_compile.replay.search import Assignment, settle
 
 logger = logging.getLogger(__name__)
@@ -47,6 +46,8 @@ class Replay:
         self.old = dimensions_of(region)
         self.allowed = tolerance(region)
         position = {value: i for i, value in enumerate(region.inputs)}
+        last = dict.fromkeys(replacement_sizes(region), len(fragment.steps))
+        self.sizes = {**last, **self.inputs.sizes, **fragment.sizes}  # each with the first step that has it
         self.together = [[position[w] for w in p.weights] for p in region.projections if len(p.weights) > 1]
         self.suits: tuple[int, int] | None = None  # H and I at which the original ran
 
@@ -67,7 +68,7 @@ class Replay:
     def _at(self, case: Case, new: Dimensions) -> Outcome:
         attempts = _Attempts(self, case, new)
         with _replaying(self.region):
-            settle({**self.inputs.sizes, **self.fragment.sizes}, attempts.numbers, attempts.attempt)
+            settle(self.sizes, attempts.numbers, attempts.attempt)
         return attempts.outcome
 
 
@@ -111,12 +112,9 @@ class _Attempts:
                 return Outcome(float("inf"), f"the rewrite raised {type(error).__name__}: {error}")
         return Outcome(worst)
 
-    def _replacement(self, inputs: list[Any], assignment: Assignment) -> fx.GraphModule:
-        def number_of(size: Size) -> int:
-            return assignment[size] if size in assignment else self.numbers.choices(size)[0]
-
+    def _replacement(self, inputs: list[Any], assignment: Assignment) -> Callable[..., Any]:
         with torch.set_grad_enabled(self.replay.needs_grad):
-            return build_replacement(self.replay.region, inputs, number_of)
+            return build_replacement(self.replay.region, inputs, assignment.__getitem__)
 
     def _original(self, inputs: list[Any], assignment: Assignment) -> list[Tensor]:
         """Results of the original.
