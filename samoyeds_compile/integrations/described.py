@@ -87,7 +87,7 @@ class Description:
 
 def _like(parameter: Tensor, generator: torch.Generator) -> Tensor:
     """Random numbers of a size that keeps activations away from their linear part."""
-    made_up = torch.randn(parameter.shape, generator=generator) * (max(parameter.shape[-1:], default=1)) ** -0.5
+    made_up: Tensor = torch.randn(parameter.shape, generator=generator) / max(parameter.shape[-1:], default=1) ** 0.5
     return made_up.to(parameter.detach())
 
 

@@ -53,7 +53,8 @@ def mixture(module: Any, activation: str, layer_input: Tensor) -> Tensor:
         up=[module.input_linear.weight], down=[module.output_linear.weight],
         activation=activation, gate_up_layout="concatenated",
     )  # fmt: skip
-    return out_TH.view(layer_input.shape) + module.bias
+    out: Tensor = out_TH.view(layer_input.shape) + module.bias
+    return out
 
 
 def _top_k(logits_TE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:

@@ -51,29 +51,39 @@ class Leaf:
             return self.function(module, *args)
 
 
-# Compiled code holds numbers and no objects. Entries live as long as the module, or the decorated function.
-_OF_MODULE: weakref.WeakKeyDictionary[nn.Module, dict[Any, Leaf]] = weakref.WeakKeyDictionary()
 _BY_NUMBER: weakref.WeakValueDictionary[int, Leaf] = weakref.WeakValueDictionary()
+"""Compiled code holds numbers and no objects; an entry lives as long as its `Leaves` and its module."""
 
 
-def number_of(leaf: Leaf) -> int:
-    """The number by which compiled code finds a leaf."""
-    _BY_NUMBER[id(leaf)] = leaf
-    return id(leaf)
+class Leaves:
+    """All leaves of one decorated function: one for each module and each set of constants."""
 
+    def __init__(self, function: Function) -> None:
+        self._function = function
+        self._plain: dict[Arguments, Leaf] = {}
+        self._methods: weakref.WeakKeyDictionary[nn.Module, dict[Arguments, Leaf]] = weakref.WeakKeyDictionary()
 
-def leaf_of(function: Function, module: nn.Module, arguments: Arguments) -> Leaf:
-    """The leaf for a method of a module, always the same one."""
-    return _OF_MODULE.setdefault(module, {}).setdefault((function, arguments), Leaf(function, module, arguments))
+    def number(self, module: nn.Module | None, arguments: Arguments) -> int:
+        """The number by which compiled code finds a leaf, always the same one for the same module."""
+        known = self._plain if module is None else self._methods.setdefault(module, {})
+        leaf = known.setdefault(arguments, Leaf(self._function, module, arguments))
+        _BY_NUMBER[id(leaf)] = leaf
+        return id(leaf)
 
 
 def leaf(
-    tensors: Sequence[Tensor], parameters: Sequence[Tensor], number: int, autocast: torch.dtype | None, trains: bool
+    x_TH: Tensor,
+    others: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    number: int,
+    autocast: torch.dtype | None,
+    trains: bool,
 ) -> tuple[Tensor, Tensor]:
     """Run a leaf.
 
     Args:
-        tensors: the function's arguments: hidden states [T, H] first.
+        x_TH: the function's first argument, the hidden states.
+        others: its other arguments that are tensors.
         parameters: the parameters of its module.
         number: what `number_of` gave.
         autocast: the dtype of autocast around the call, None if it is off.
@@ -85,12 +95,12 @@ def leaf(
     Raises:
         IntegrationError: the result is not like the hidden states in shape and dtype.
     """
-    device = tensors[0].device
+    tensors, device = [x_TH, *others], x_TH.device
     state = torch.cat(_random_states(device)) if trains else torch.empty(0, dtype=torch.uint8)
     versions = [t._version for t in tensors]
-    with _autocast(device, autocast):
+    with _outside_of_kernel(grad=False), _autocast(device, autocast):
         out = _BY_NUMBER[number].run(tensors, parameters)
-    _check(out, tensors[0], _BY_NUMBER[number].function)
+    _check(out, x_TH, _BY_NUMBER[number].function)
     if [t._version for t in tensors] != versions:
         raise IntegrationError(f"{_name(number)} writes to its arguments; a leaf must not: write out of place")
     fresh = torch.empty(out.shape, dtype=out.dtype, device=out.device)  # no alias of an operand, dense
@@ -98,9 +108,13 @@ def leaf(
 
 
 def _leaf_fake(
-    tensors: Sequence[Tensor], parameters: Sequence[Tensor], number: int, autocast: torch.dtype | None, trains: bool
+    x_TH: Tensor,
+    others: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    number: int,
+    autocast: torch.dtype | None,
+    trains: bool,
 ) -> tuple[Tensor, Tensor]:
-    x_TH = tensors[0]
     size = sum(state.numel() for state in _random_states(x_TH.device)) if trains else 0
     return x_TH.new_empty(x_TH.shape), torch.empty(size, dtype=torch.uint8, device="cpu")
 
@@ -118,11 +132,13 @@ def leaf_backward(
     operands = [t.detach().requires_grad_(need) for t, need in zip([*tensors, *parameters], needed, strict=True)]
     wanted = [t for t in operands if t.requires_grad]
     device = tensors[0].device
-    with _differentiating(), _replaying(device, state), _autocast(device, autocast):
+    with _outside_of_kernel(grad=True), _replaying(device, state), _autocast(device, autocast):
         out = _BY_NUMBER[number].run(operands[: len(tensors)], operands[len(tensors) :])
     _check_no_other_source(out, wanted, number)
-    with _differentiating():
-        grads = torch.autograd.grad(out, wanted, grad_TH, allow_unused=True) if out.requires_grad else [None] * len(wanted)
+    with _outside_of_kernel(grad=True):
+        grads = (
+            torch.autograd.grad(out, wanted, grad_TH, allow_unused=True) if out.requires_grad else [None] * len(wanted)
+        )
     return [_dense_like(t, grad) for t, grad in zip(wanted, grads, strict=True)]
 
 
@@ -139,20 +155,20 @@ def _leaf_backward_fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    tensors, parameters, ctx.number, ctx.autocast, _ = inputs
-    ctx.count = len(tensors)
-    ctx.save_for_backward(*tensors, *parameters, output[1])
+    x_TH, others, parameters, ctx.number, ctx.autocast, _ = inputs
+    ctx.count = 1 + len(others)
+    ctx.save_for_backward(x_TH, *others, *parameters, output[1])
 
 
 def _backward(ctx: Any, grad_TH: Tensor, grad_state: Any) -> tuple[Any, ...]:
     *operands, state = ctx.saved_tensors
-    needed = [*ctx.needs_input_grad[0], *ctx.needs_input_grad[1]]
+    needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[1], *ctx.needs_input_grad[2]]
     tensors, parameters = operands[: ctx.count], operands[ctx.count :]
     found = iter(
         torch.ops.samoyeds.leaf_backward(grad_TH, tensors, parameters, state, ctx.number, ctx.autocast, needed)
     )
     grads = [next(found) if need else None for need in needed]
-    return grads[: ctx.count], grads[ctx.count :], None, None, None
+    return grads[0], grads[1 : ctx.count], grads[ctx.count :], None, None, None
 
 
 def _check(out: Any, x_TH: Tensor, function: Function) -> None:
@@ -193,13 +209,13 @@ def _dense_like(tensor: Tensor, grad: Tensor | None) -> Tensor:
 
 
 @contextlib.contextmanager
-def _differentiating() -> Iterator[None]:
-    """Autograd inside the kernel of an operator, which runs below it."""
+def _outside_of_kernel(grad: bool) -> Iterator[None]:
+    """Derivatives and version counters for what a kernel calls, which would run below them otherwise."""
     include, exclude = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
-    for key in (torch._C.DispatchKey.AutogradCPU, torch._C.DispatchKey.AutogradCUDA, torch._C.DispatchKey.AutogradOther,
-                torch._C.DispatchKey.ADInplaceOrView):  # fmt: skip
-        exclude = exclude.remove(key)
-    with torch._C._ForceDispatchKeyGuard(include, exclude), torch.enable_grad():
+    key = torch._C.DispatchKey
+    for name in (key.AutogradCPU, key.AutogradCUDA, key.AutogradOther, key.ADInplaceOrView):
+        exclude = exclude.remove(name)
+    with torch._C._ForceDispatchKeyGuard(include, exclude), torch.set_grad_enabled(grad):
         yield
 
 
@@ -226,15 +242,15 @@ def _replaying(device: torch.device, state: Tensor) -> Iterator[None]:
         yield
 
 
+_TAGS = (torch.Tag.nondeterministic_seeded, torch.Tag.cudagraph_unsafe)  # it may draw numbers, and read the device
 define_opaque(
-    "leaf(Tensor[] tensors, Tensor[] parameters, int number, ScalarType? autocast, bool trains) -> (Tensor, Tensor)",
-    leaf,
-    _leaf_fake,
-)
+    "leaf(Tensor x, Tensor[] others, Tensor[] parameters, int number, ScalarType? autocast, bool trains) "
+    "-> (Tensor, Tensor)",
+    leaf, _leaf_fake, _TAGS,
+)  # fmt: skip
 define_opaque(
     "leaf_backward(Tensor grad, Tensor[] tensors, Tensor[] parameters, Tensor state, int number, "
     "ScalarType? autocast, bool[] needed) -> Tensor[]",
-    leaf_backward,
-    _leaf_backward_fake,
-)
+    leaf_backward, _leaf_backward_fake, (torch.Tag.cudagraph_unsafe,),
+)  # fmt: skip
 register_autograd("leaf", _backward, _setup_context)

@@ -5,20 +5,20 @@
 
 Two kinds of models need it; on all others it does nothing.
 
-**Experts with ``@use_experts_implementation`` that run "eager"** are switched to ``grouped_mm``, one of the library's own
-implementations. It is exact for every decorated family, works without our backend as well, and the backend rewrites it
-like that of any other model. An implementation of our own, registered with the library's ``ExpertsInterface``, would
+**Experts with ``@use_experts_implementation`` that run "eager"** are switched to ``grouped_mm``, an implementation of
+the library's own. It is exact for every decorated family, works without our backend as well, and the backend rewrites
+it like that of any other model. An implementation of ours, registered with the library's ``ExpertsInterface``, would
 have to repeat what each family does between the projections (``_apply_gate``, norms, expert parallelism), all of which
 the matcher reads off the graph. What is set is ``config._experts_implementation_internal`` of those configs which the
 experts themselves hold, as ``model.set_experts_implementation`` does; that method asks for the library's model class,
 switches sub-models that were not eager too, and does not restore sub-configs one by one.
 
-**Experts without the decorator that loop over the experts hit** (`families.FAMILIES`: dbrx, jetmoe, longcat_flash, nllb_moe,
-step3p7, switch_transformers) get a forward of their own, on the instance. It runs the class's forward, except while a
-compiler traces: then it runs an equivalent that calls ``samoyeds::moe_experts``. So results outside compiled code are the
-same to the last bit. Classes, parameters, ``state_dict``, ``pickle`` and ``copy.deepcopy`` are not affected; a copy
-of an enabled model is enabled. Before it is put in place the equivalent runs once against the original, on six random
-tokens; a module for which the results differ is left alone.
+**Experts without the decorator that loop over those that were hit** (`families.FAMILIES`: dbrx, jetmoe, longcat_flash,
+nllb_moe, step3p7, switch_transformers) get a forward of their own, on the instance. It runs the class's forward, except
+while a compiler traces: then it runs an equivalent that calls ``samoyeds::moe_experts``. So results outside compiled
+code are the same to the last bit. Classes, parameters, ``state_dict``, ``pickle`` and ``copy.deepcopy`` are unaffected;
+a copy of an enabled model is enabled. Before it is put in place the equivalent runs once against the original, on six
+random tokens; a module for which the results differ is left alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -75,8 +75,8 @@ class Enabled:
 def enable(model: nn.Module) -> Enabled:
     """Make experts that run as a Python loop capturable, so that the model compiles to one graph.
 
-    Call it before or after ``torch.compile``: compiled code notices the change and is compiled anew. A model without such
-    experts is left as it is; so is one that is enabled already.
+    Call it before or after ``torch.compile``: compiled code notices the change and is compiled anew. A model without
+    such experts is left as it is; so is one that is enabled already.
 
     Args:
         model: a transformers model, or any module that contains one; a compiled module is unwrapped.
@@ -123,9 +123,7 @@ def is_enabled(module: nn.Module) -> bool:
     return isinstance(forward, functools.partial) and forward.func is _forward
 
 
-def _forward(
-    replacement: Callable[..., Any], module: nn.Module, activation: str, *args: Any, **kwargs: Any
-) -> Any:
+def _forward(replacement: Callable[..., Any], module: nn.Module, activation: str, *args: Any, **kwargs: Any) -> Any:
     if torch.compiler.is_compiling():
         return replacement(module, activation, *args, **kwargs)
     return type(module).forward(module, *args, **kwargs)
@@ -146,7 +144,7 @@ def _switch_decorated(model: nn.Module) -> tuple[list[str], dict[str, str]]:
     if not left:  # experts share their config
         for _, module in eager:
             setattr(module, _PREVIOUS, EAGER)
-            module.config._experts_implementation_internal = CAPTURABLE  # type: ignore[union-attr]
+            cast(Any, module.config)._experts_implementation_internal = CAPTURABLE
     return [] if left else [path for path, _ in eager], left
 
 
@@ -216,6 +214,7 @@ def _restore_one(module: nn.Module) -> bool:
         del module.forward
         return True
     previous = vars(module).pop(_PREVIOUS, None)
-    if previous is not None and module.config._experts_implementation == CAPTURABLE:  # type: ignore[union-attr]
-        module.config._experts_implementation_internal = previous  # type: ignore[union-attr]
+    config: Any = getattr(module, "config", None)
+    if previous is not None and config._experts_implementation == CAPTURABLE:
+        config._experts_implementation_internal = previous
     return previous is not None

@@ -21,8 +21,8 @@ def find_uncaptured(model: nn.Module, report: Report) -> list[BlockReport]:
 def expert_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
     """(path, module, E) of every module that looks like a set of experts.
 
-    It is of a class that `integrations.transformers` knows, or owns two or more stacks [E, rows, cols], or is a list named
-    after experts whose members are alike.
+    It is of a class that `integrations.transformers` knows, or owns two or more stacks [E, rows, cols], or is a list
+    named after experts whose members are alike.
     """
     for path, module in model.named_modules():
         family = family_of(module)
