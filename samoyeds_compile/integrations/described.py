@@ -73,11 +73,8 @@ class Description:
         x_TH = torch.randn(6, hidden, generator=generator).to(up[0].detach())
         args = (x_TH, *routing(x_TH, experts, generator))
         made_up = {name: _like(p, generator) for name, p in module.named_parameters()}
-        with (
-            torch.autocast(x_TH.device.type, enabled=False),
-            torch.nn.utils.stateless._reparametrize_module(module, made_up),
-        ):
-            return disagreement(function, self.run, (module, *args))
+        with torch.nn.utils.stateless._reparametrize_module(module, made_up):
+            return disagreement(function, self.run, (module, *args), x_TH.device)
 
     def _layout(self) -> str:
         if self.gate_up is not None:

@@ -98,9 +98,10 @@ def leaf(
     tensors, device = [x_TH, *others], x_TH.device
     state = torch.cat(_random_states(device)) if trains else torch.empty(0, dtype=torch.uint8)
     versions = [t._version for t in tensors]
+    called = _called(number)
     with _outside_of_kernel(grad=False), _autocast(device, autocast):
-        out = _BY_NUMBER[number].run(tensors, parameters)
-    _check(out, x_TH, _BY_NUMBER[number].function)
+        out = called.run(tensors, parameters)
+    _check(out, x_TH, called.function)
     if [t._version for t in tensors] != versions:
         raise IntegrationError(f"{_name(number)} writes to its arguments; a leaf must not: write out of place")
     fresh = torch.empty(out.shape, dtype=out.dtype, device=out.device)  # no alias of an operand, dense
@@ -133,7 +134,7 @@ def leaf_backward(
     wanted = [t for t in operands if t.requires_grad]
     device = tensors[0].device
     with _outside_of_kernel(grad=True), _replaying(device, state), _autocast(device, autocast):
-        out = _BY_NUMBER[number].run(operands[: len(tensors)], operands[len(tensors) :])
+        out = _called(number).run(operands[: len(tensors)], operands[len(tensors) :])
     _check_no_other_source(out, wanted, number)
     with _outside_of_kernel(grad=True):
         grads = (
@@ -198,8 +199,18 @@ def _check_no_other_source(out: Tensor, wanted: Sequence[Tensor], number: int) -
         stack += [source for source, _ in node.next_functions]
 
 
+def _called(number: int) -> Leaf:
+    found = _BY_NUMBER.get(number)
+    if found is None:
+        raise IntegrationError(
+            f"samoyeds::leaf: number {number} stands for no function of this process; such a graph runs only where it "
+            "was captured, while its module lives"
+        )
+    return found
+
+
 def _name(number: int) -> str:
-    return _BY_NUMBER[number].function.__qualname__
+    return _called(number).function.__qualname__
 
 
 def _dense_like(tensor: Tensor, grad: Tensor | None) -> Tensor:

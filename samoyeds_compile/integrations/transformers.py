@@ -183,7 +183,8 @@ def _obstacle(module: nn.Module, family: Family) -> str | None:
         module.eval()  # what is drawn at random cannot be compared
         activation = family.activation(module)
         args = family.sample(module, torch.Generator().manual_seed(0))
-        return disagreement(type(module).forward, _bound(family, activation), (module, *args))
+        device = next(module.parameters()).device
+        return disagreement(type(module).forward, _bound(family, activation), (module, *args), device)
     except Unsupported as reason:
         return str(reason)
     finally:

@@ -15,12 +15,14 @@ _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 _LOW_PRECISION = 5e-2
 
 
-def disagreement(original: Callable[..., Any], other: Callable[..., Any], args: tuple[Any, ...]) -> str | None:
-    """Why ``other`` does not compute what ``original`` computes, or None if it does.
+def disagreement(
+    original: Callable[..., Any], other: Callable[..., Any], args: tuple[Any, ...], device: torch.device
+) -> str | None:
+    """Why ``other`` does not compute what ``original`` computes of ``args``, or None if it does.
 
-    Runs both without gradients; the random state is left as it was.
+    Runs both on ``device`` without gradients or autocast; the random state is left as it was.
     """
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), torch.random.fork_rng(), torch.autocast(device.type, enabled=False):
         try:
             expected, found = _tensors(original(*args)), _tensors(other(*args))
         except IntegrationError:  # names what the module does not have

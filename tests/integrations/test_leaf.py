@@ -345,3 +345,9 @@ def test_a_name_that_the_module_does_not_have():
     model, x = build(lambda: stacked(down="w4"))
     with pytest.raises(Exception, match="names 'w4', but Experts has no 'w4'"):
         compiled(model)[0](x)
+
+
+def test_a_graph_without_its_function_says_so():
+    x = torch.ones(2, H)
+    with pytest.raises(IntegrationError, match="stands for no function of this process"):
+        torch.ops.samoyeds.leaf(x, [], [], 1, None, False)
