@@ -8,15 +8,15 @@ more, as activation checkpointing does, from the random state that the forward f
 
 from __future__ import annotations
 
-import contextlib
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from samoyeds_compile.errors import IntegrationError
+from samoyeds_compile.integrations.surroundings import autocast_as, outside_of_kernel, random_states, replaying
 from samoyeds_compile.ops.library import define_opaque, register_autograd
 
 Function = Callable[..., Tensor]
@@ -96,10 +96,10 @@ def leaf(
         IntegrationError: the result is not like the hidden states in shape and dtype.
     """
     tensors, device = [x_TH, *others], x_TH.device
-    state = torch.cat(_random_states(device)) if trains else torch.empty(0, dtype=torch.uint8)
+    state = torch.cat(random_states(device)) if trains else torch.empty(0, dtype=torch.uint8)
     versions = [t._version for t in tensors]
     called = _called(number)
-    with _outside_of_kernel(grad=False), _autocast(device, autocast):
+    with outside_of_kernel(grad=False), autocast_as(device, autocast):
         out = called.run(tensors, parameters)
     _check(out, x_TH, called.function)
     if [t._version for t in tensors] != versions:
@@ -116,7 +116,7 @@ def _leaf_fake(
     autocast: torch.dtype | None,
     trains: bool,
 ) -> tuple[Tensor, Tensor]:
-    size = sum(state.numel() for state in _random_states(x_TH.device)) if trains else 0
+    size = sum(state.numel() for state in random_states(x_TH.device)) if trains else 0
     return x_TH.new_empty(x_TH.shape), torch.empty(size, dtype=torch.uint8, device="cpu")
 
 
@@ -133,10 +133,10 @@ def leaf_backward(
     operands = [t.detach().requires_grad_(need) for t, need in zip([*tensors, *parameters], needed, strict=True)]
     wanted = [t for t in operands if t.requires_grad]
     device = tensors[0].device
-    with _outside_of_kernel(grad=True), _replaying(device, state), _autocast(device, autocast):
+    with outside_of_kernel(grad=True), replaying(device, state), autocast_as(device, autocast):
         out = _called(number).run(operands[: len(tensors)], operands[len(tensors) :])
     _check_no_other_source(out, wanted, number)
-    with _outside_of_kernel(grad=True):
+    with outside_of_kernel(grad=True):
         grads = (
             torch.autograd.grad(out, wanted, grad_TH, allow_unused=True) if out.requires_grad else [None] * len(wanted)
         )
@@ -217,40 +217,6 @@ def _dense_like(tensor: Tensor, grad: Tensor | None) -> Tensor:
     """A gradient of its own, laid out as tracing was told."""
     like = torch.empty_like(tensor)
     return like.zero_() if grad is None else like.copy_(grad)
-
-
-@contextlib.contextmanager
-def _outside_of_kernel(grad: bool) -> Iterator[None]:
-    """Derivatives and version counters for what a kernel calls, which would run below them otherwise."""
-    include, exclude = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
-    key = torch._C.DispatchKey
-    for name in (key.AutogradCPU, key.AutogradCUDA, key.AutogradOther, key.ADInplaceOrView):
-        exclude = exclude.remove(name)
-    with torch._C._ForceDispatchKeyGuard(include, exclude), torch.set_grad_enabled(grad):
-        yield
-
-
-def _autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
-
-
-def _random_states(device: torch.device) -> list[Tensor]:
-    """The states of the generators of the host and of ``device``."""
-    states = [torch.get_rng_state()]
-    if device.type != "cpu":
-        states.append(torch.get_device_module(device).get_rng_state(device))
-    return states
-
-
-@contextlib.contextmanager
-def _replaying(device: torch.device, state: Tensor) -> Iterator[None]:
-    """Draw the same random numbers as when the state was taken; afterwards all is as before."""
-    host = torch.get_rng_state().numel()
-    with torch.random.fork_rng([device] if device.type != "cpu" else [], device_type=device.type):
-        torch.set_rng_state(state[:host])
-        if device.type != "cpu":
-            torch.get_device_module(device).set_rng_state(state[host:], device)
-        yield
 
 
 _TAGS = (torch.Tag.nondeterministic_seeded, torch.Tag.cudagraph_unsafe)  # it may draw numbers, and read the device
