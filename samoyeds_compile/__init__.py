@@ -5,7 +5,9 @@ print(samoyeds_compile.explain(model, **inputs))        # what was found, what i
 """
 
 import samoyeds_compile.ops  # noqa: F401 - registers the samoyeds:: operators
-from samoyeds_compile.errors import OperandError, OptionError, SamoyedsError
+from samoyeds_compile import integrations
+from samoyeds_compile.errors import IntegrationError, OperandError, OptionError, SamoyedsError
+from samoyeds_compile.integrations.decorator import moe_experts
 from samoyeds_compile.options import Options
 from samoyeds_compile.report.explain import explain
 from samoyeds_compile.report.model import BlockReport, GraphReport, Report
@@ -14,10 +16,13 @@ __version__ = "0.1.0"
 __all__ = [
     "BlockReport",
     "GraphReport",
+    "IntegrationError",
     "OperandError",
     "OptionError",
     "Options",
     "Report",
     "SamoyedsError",
     "explain",
+    "integrations",
+    "moe_experts",
 ]

@@ -121,6 +121,7 @@ def optimize(
         sound = steps.run("validate", keep_sound, matches, options)
         if sound:
             steps.run("rewrite", rewrite_blocks, sound, edits=True)
+        if any(block.rewritten for block in steps.report.blocks):  # integrations write canonical ops themselves
             steps.run("lower", lower_blocks, gm, edits=True)
     _log(steps.report)
     return steps.report
@@ -130,10 +131,11 @@ def find_blocks(graphs: Sequence[ValueGraph], families: Sequence[Family], report
     """Match all families; every block and every near-miss gets its entry in the report."""
     from samoyeds_compile.match.driver import match_regions
     from samoyeds_compile.report.blocks import report_miss, report_region
+    from samoyeds_compile.report.called import report_called
 
     regions, misses = match_regions(graphs, families)
     matches = [(region, report_region(region)) for region in regions]
-    report.blocks += [*(block for _, block in matches), *map(report_miss, misses)]
+    report.blocks += [*(block for _, block in matches), *report_called(graphs), *map(report_miss, misses)]
     return matches
 
 

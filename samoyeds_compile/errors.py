@@ -17,3 +17,7 @@ class OperandError(SamoyedsError, ValueError):
 
 class GraphInvariantError(SamoyedsError, RuntimeError):
     """A pipeline step left a graph that is not well formed; the original graph is compiled instead."""
+
+
+class IntegrationError(SamoyedsError, TypeError):
+    """Something that an integration cannot work on, or a description of experts that does not fit them."""

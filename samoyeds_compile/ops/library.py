@@ -16,13 +16,13 @@ _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 Kernel = Callable[..., Any]
 
 
-def define_opaque(schema: str, kernel: Kernel, fake: Kernel) -> None:
+def define_opaque(schema: str, kernel: Kernel, fake: Kernel, tags: tuple[torch.Tag, ...] = ()) -> None:
     """An operator that tracing does not look into: one kernel for every device, and its shape function.
 
     The kernel runs with autocast off: casts are decided where the graph is built, not inside a kernel.
     """
     name = schema.partition("(")[0]
-    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
     _LIBRARY.impl(name, _without_autocast(kernel), "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
 

@@ -6,21 +6,31 @@ import re
 
 from torch import nn
 
+from samoyeds_compile.integrations.families import family_of
+from samoyeds_compile.integrations.transformers import is_enabled, runs_eager_experts
+
 EAGER_EXPERTS = (
     "the experts run as a Python loop over the experts that were hit; call "
-    'model.set_experts_implementation("grouped_mm") before compiling: same results, one graph'
+    "samoyeds_compile.integrations.transformers.enable(model), or "
+    'model.set_experts_implementation("grouped_mm"): same results, one graph'
+)
+UNDECORATED_EXPERTS = (
+    "the experts run as a Python loop over the experts that were hit, or over token counts; call "
+    "samoyeds_compile.integrations.transformers.enable(model): same results, one graph"
 )
 
 _DATA_DEPENDENT = r"nonzero|Dynamic shape operator|data-dependent|Data-dependent"
+_ON_HOST = r"Tensor\.item|_local_scalar_dense|tolist"
 _REMEDIES: tuple[tuple[str, str], ...] = (
     (
         _DATA_DEPENDENT,
-        "the code branches or loops on the values of a tensor (which experts were hit); loop over all experts without "
-        "a condition, or use grouped or batched expert products",
+        "the code branches or loops on the values of a tensor (which experts were hit); put "
+        "@samoyeds_compile.moe_experts on the function that runs the experts, or loop over all of them unconditionally",
     ),
     (
-        r"Tensor\.item|_local_scalar_dense|tolist",
-        "the code reads a tensor's value on the host; keep counts and offsets in tensors",
+        _ON_HOST,
+        "the code reads a tensor's value on the host; put @samoyeds_compile.moe_experts on the function that runs the "
+        "experts, or keep counts and offsets in tensors",
     ),
     (
         r"torch\.compiler\.disable|skip|graph_break\(\)",
@@ -35,18 +45,20 @@ def remedy_for(reason: str, model: object) -> str:
 
     Args:
         reason: Dynamo's text.
-        model: the model; a transformers model whose experts run eagerly has a remedy of its own.
+        model: the model; a transformers model whose experts run as a loop has a remedy of its own.
     """
-    switchable = isinstance(model, nn.Module) and any(runs_eager_experts(m) for m in model.modules())
-    if switchable and re.search(_DATA_DEPENDENT, reason):
-        return EAGER_EXPERTS
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    if re.search(f"{_DATA_DEPENDENT}|{_ON_HOST}", reason):
+        switchable = next(filter(None, map(remedy_of, modules)), None)
+        if switchable is not None:
+            return switchable
     return next((remedy for pattern, remedy in _REMEDIES if re.search(pattern, reason)), _OTHER)
 
 
-def runs_eager_experts(module: nn.Module) -> bool:
-    """Whether a module is a set of transformers experts that runs its eager loop and could run otherwise.
-
-    Source: ``transformers/integrations/moe.py: use_experts_implementation``, which sets the attributes looked for.
-    """
-    decorated = hasattr(module, "_is_expert_parallel") and hasattr(module, "is_concatenated")
-    return decorated and getattr(getattr(module, "config", None), "_experts_implementation", None) == "eager"
+def remedy_of(module: nn.Module) -> str | None:
+    """What makes the experts of a transformers model capturable; None for any other module, and where it is done."""
+    if runs_eager_experts(module):
+        return EAGER_EXPERTS
+    if family_of(module) is not None and not is_enabled(module):
+        return UNDECORATED_EXPERTS
+    return None

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from samoyeds_compile.integrations.families import family_of
 from samoyeds_compile.report.model import BlockReport, Report
-from samoyeds_compile.report.remedies import EAGER_EXPERTS, runs_eager_experts
+from samoyeds_compile.report.remedies import remedy_of
 
 
 def find_uncaptured(model: nn.Module, report: Report) -> list[BlockReport]:
@@ -20,9 +21,14 @@ def find_uncaptured(model: nn.Module, report: Report) -> list[BlockReport]:
 def expert_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
     """(path, module, E) of every module that looks like a set of experts.
 
-    Either it owns two or more stacks [E, rows, cols], or it is a list named after experts whose members are alike.
+    It is of a class that `integrations.transformers` knows, or owns two or more stacks [E, rows, cols], or is a list
+    named after experts whose members are alike.
     """
     for path, module in model.named_modules():
+        family = family_of(module)
+        if family is not None and family.count is not None:
+            yield path, module, family.count(module)
+            continue
         stacks = [p.shape[0] for p in module.parameters(recurse=False) if p.dim() == 3 and p.shape[0] > 1]
         if len(stacks) >= 2 and len(set(stacks)) == 1:
             yield path, module, stacks[0]
@@ -61,8 +67,8 @@ def _class_source(module: nn.Module) -> str:
 
 
 def _reason(module: nn.Module, report: Report) -> str:
-    if runs_eager_experts(module):
-        return f"reached no graph: {EAGER_EXPERTS}"
+    if remedy := remedy_of(module):
+        return f"reached no graph: {remedy}"
     if report.breaks:
         return f"reached no graph: {report.breaks[0][0]}; {report.breaks[0][1]}"
     return "no surface pattern knows this way of running experts, or the inputs did not reach it"
