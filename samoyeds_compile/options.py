@@ -31,6 +31,7 @@ class Options:
         mode: an Inductor mode (``default``, ``reduce-overhead``, ``max-autotune``, ...), as ``mode=`` passes it.
         rewrite: False hands the graph to the base as it came; blocks are still found and reported.
         validate: check each rewrite of a new structure against the original on small random inputs.
+        fuse_routers: replace the routers in front of rewritten blocks by one op each, where they are recognised.
         disable: names of families that must not match, comma separated in the environment.
         dump: folder that receives every graph before and after as runnable Python, and ``report.json``.
         report: called with the `GraphReport` of every graph compiled; a `samoyeds_compile.Report` collects them.
@@ -41,6 +42,7 @@ class Options:
     mode: str = "default"
     rewrite: bool = True
     validate: bool = True
+    fuse_routers: bool = False
     disable: tuple[str, ...] = ()
     dump: Path | None = None
     report: Callable[[GraphReport], None] | None = None
@@ -157,6 +159,7 @@ _PARSERS: Mapping[str, Callable[[str, Any], Any]] = {
     "mode": _parse_mode,
     "rewrite": _parse_bool,
     "validate": _parse_bool,
+    "fuse_routers": _parse_bool,
     "disable": _parse_names,
     "dump": _parse_path,
     "report": _parse_callable,
