@@ -77,7 +77,7 @@ def close_region(spec: Spec, logits: Value, bias: Value | None, ids: Value, weig
     require(floating, "the logits are not floating point numbers [T, E]", logits)
     inputs = {logits} if bias is None else {logits, bias}
     members = _between(inputs, ids, weights)
-    members |= {item for item in topk.users if not item.users}  # a result of the top-k that nobody uses
+    members |= {u for m in members for u in m.users if u.op == "item" and not u.users}  # in bodies of checkpoints
     for member in members:
         require(not member.writes_input, "the router writes to one of its inputs", member)
         require(member.context == topk.context, "grad mode or autocast changes inside the router", member)
