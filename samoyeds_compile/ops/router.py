@@ -105,8 +105,8 @@ def _limit_groups(
         group_scores_TG = by_group_TGN.topk(2, dim=-1).values.sum(dim=-1)
     groups = torch.topk(group_scores_TG, topk_group, dim=-1, sorted=group_sorted).indices
     is_open_TG = (groups.unsqueeze(-1) == torch.arange(n_group, device=groups.device)).any(dim=1)
-    masked_TGN: Tensor = by_group_TGN.masked_fill(~is_open_TG.unsqueeze(-1), masked_score)
-    return masked_TGN.flatten(1)
+    is_open_TE = is_open_TG.unsqueeze(-1).expand_as(by_group_TGN).flatten(1)
+    return choice_TE.masked_fill(~is_open_TE, masked_score)
 
 
 def _renormalise(weights_TK: Tensor, how: str, epsilon: float) -> Tensor:

@@ -30,12 +30,13 @@ def fuse_routers(matches: Sequence[tuple[MoERegion, BlockReport]], validate: boo
         validate: check each distinct router against the original first.
     """
     validator = RouterValidator() if validate else None
-    replaced = {region.output for region, _ in matches}
+    regions = [region for region, _ in matches]
     fused: set[Value] = set()  # two blocks may share a router
     for region, block in matches:
         try:
+            require(isinstance(region.expert_ids, Value), "the block makes its own ids from what the router gives")
             choice = read_choice(region.expert_ids)
-            router = None if choice.ids in fused else _sound_router(choice, replaced, validator)
+            router = None if choice.ids in fused else _sound_router(choice, regions, validator)
         except Decline as decline:
             block.router_reason = decline.reason
             continue
@@ -63,9 +64,11 @@ def match_router(choice: Choice) -> RouterRegion:
     return match_topk_softmax(choice)
 
 
-def _sound_router(choice: Choice, replaced: set[Value], validator: RouterValidator | None) -> RouterRegion:
+def _sound_router(choice: Choice, regions: list[MoERegion], validator: RouterValidator | None) -> RouterRegion:
     router = match_router(choice)
-    require(replaced.isdisjoint(router.inputs), "the router reads the output of a block directly", router.logits)
+    for region in regions:
+        require(region.output not in router.inputs, "the router reads the output of a block directly", router.logits)
+        require(set(router.members).isdisjoint(region.members), "a part of the router belongs to a block", router.ids)
     problem = validator.check(router) if validator is not None else None
     require(problem is None, f"validation refused the fused router: {problem}", router.ids)
     return router

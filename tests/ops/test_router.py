@@ -4,6 +4,8 @@ import itertools
 
 import pytest
 import torch
+import torch._inductor.config
+import torch._inductor.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -143,6 +145,34 @@ def test_bit_for_bit(model, dtype, kind):
         same(actual, weights)
         cotangent = torch.linspace(-1, 1, weights.numel(), dtype=weights.dtype).view(weights.shape)
         same(*(torch.autograd.grad(w, logits, cotangent)[0] for w in (actual, weights)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", ["random", "tied", "equal", "infinite", "nan"])
+@pytest.mark.parametrize("model", MODELS, ids=lambda m: m.__name__)
+def test_bit_for_bit_on_cuda(model, kind):
+    logits, bias = draw(kind, 300, torch.float32).cuda(), torch.randn(16).cuda()
+    spec = MODELS[model](torch.float32)
+    for mine, theirs in zip(
+        call(spec, logits, None if model.__name__ in NO_BIAS else bias), model(logits, bias), strict=True
+    ):
+        same(mine, theirs)
+
+
+@pytest.mark.inductor
+@pytest.mark.parametrize("model", [deepseek_v2, deepseek_v3], ids=lambda m: m.__name__)
+def test_group_limit_needs_fewer_kernels(model):
+    """Comparing ids needs no scatter, which is a kernel of its own and ends the one before."""
+    bias = None if model.__name__ in NO_BIAS else torch.randn(16)
+    counts = []
+    for function in (model, lambda logits, bias: call(MODELS[model](torch.float32), logits, bias)):
+        torch._dynamo.reset()
+        with torch._inductor.config.patch(force_disable_caches=True):
+            torch._inductor.metrics.reset()
+            torch.compile(function)(draw("random", 64, torch.float32), bias)
+        counts.append(torch._inductor.metrics.generated_kernel_count)
+    assert 0 < counts[1] < counts[0]
 
 
 NO_BIAS = ("mixtral", "qwen3_moe", "deepseek_v2", "granitemoe", "gpt_oss")

@@ -18,7 +18,7 @@ class Routed(Block):
         super().__init__(experts=EXPERTS, **kwargs)
         self.route = route
         self.bias = nn.Parameter(torch.linspace(-0.2, 0.2, EXPERTS).roll(3), requires_grad=False)
-        self.top_k = route(self.router(torch.randn(3, 16)), self)[1].shape[1]
+        self.top_k = route(self.router(torch.randn(3, self.router.in_features)), self)[1].shape[1]
 
     def forward(self, x):
         weights, ids, *more = self.route(self.router(x), self)

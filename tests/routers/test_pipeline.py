@@ -197,3 +197,26 @@ def test_a_defect_of_the_rule_costs_only_the_router(monkeypatch):
     ((_, report),) = seen
     assert (report.problem, report.blocks[0].rewritten) == (None, True)
     assert "internal error of the rule: KeyError" in report.blocks[0].router_reason
+
+
+def test_router_behind_a_block():
+    """Logits that are a block's output itself: that node is gone when routers are looked at."""
+
+    class Chained(Routed):
+        def __init__(self):
+            super().__init__(qwen, hidden=8)
+            self.second = Routed(lambda logits, block: logits.sigmoid().topk(2), hidden=8)
+
+        def forward(self, x):
+            logits, *first = super().forward(x)
+            weights, ids = self.second.route(logits, self)
+            return self.second.grouped(x, ids, weights), weights, ids, *first
+
+    model = Chained()
+    forward, seen = compiled(model)
+    x = torch.randn(4, 8)
+    for mine, theirs in zip(forward(x), model(x), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    ((gm, report),) = seen
+    assert [b.rewritten for b in report.blocks] == [True, True] and len(specs(gm)) == 1
+    assert [b.router_reason for b in report.blocks] == [None, "the router reads the output of a block directly"]
