@@ -218,7 +218,13 @@ def group_mask_from_unbiased(logits, block):
     return grouped(logits, block, mask=lambda c: ~mask_of(top2(scores)).bool())
 
 
-def third_best(choice):
+def half_of_each_group(choice):
+    scores = top2(choice)
+    mask = torch.zeros_like(scores).scatter_(1, scores.topk(2)[1], 1)
+    return ~(mask.unsqueeze(-1) * torch.arange(2)).reshape(-1, 8).bool()
+
+
+def best_alone(choice):
     return choice.view(-1, 4, 2).topk(1, dim=-1)[0].sum(dim=-1)
 
 
@@ -261,13 +267,15 @@ LOOKALIKES = {
     "groups: scored by the mean": (
         lambda z, b: grouped(z, b, mask=lambda c: ~mask_of(c.view(-1, 4, 2).mean(-1)).bool()), "scored by neither"),
     "groups: scored by the sum of one": (
-        lambda z, b: grouped(z, b, mask=lambda c: ~mask_of(third_best(c)).bool()), "scored by neither"),
+        lambda z, b: grouped(z, b, mask=lambda c: ~mask_of(best_alone(c)).bool()), "scored by neither"),
     "groups: chosen by other scores": (
         lambda z, b: grouped(z, b, mask=lambda c: ~mask_of(top2(c), index=top2(-c).topk(2)[1]).bool()),
         "not built from the indices"),
     "groups: interleaved": (
         lambda z, b: grouped(z, b, mask=lambda c: ~mask_of(top2(c)).view(-1, 4, 2).mT.reshape(-1, 8).bool()),
         "not built from the indices"),
+    "groups: only half of each": (
+        lambda z, b: grouped(z, b, mask=half_of_each_group), "not built from the indices"),
     "groups: filled from a tensor": (
         lambda z, b: grouped(z, b, fill=b.bias.min()), "other than a number"),
     "a mask of another kind": (lambda z, b: grouped(z, b, mask=lambda c: z < 0), "not built from the indices"),
