@@ -121,6 +121,8 @@ def optimize(
         sound = steps.run("validate", keep_sound, matches, options)
         if sound:
             steps.run("rewrite", rewrite_blocks, sound, edits=True)
+            if options.fuse_routers:
+                steps.run("routers", fuse_routers, sound, options, edits=True)
         if any(block.rewritten for block in steps.report.blocks):  # integrations write canonical ops themselves
             steps.run("lower", lower_blocks, gm, edits=True)
     _log(steps.report)
@@ -169,6 +171,13 @@ def rewrite_blocks(matches: Sequence[Match]) -> None:
     for region, block in matches:
         block.became = rewrite_region(region)
         block.rewritten = True
+
+
+def fuse_routers(matches: Sequence[Match], options: Options) -> None:
+    """Replace the routers of rewritten blocks by one op each, where they are recognised."""
+    from samoyeds_compile.routers import driver
+
+    driver.fuse_routers(matches, options.validate)
 
 
 def lower_blocks(gm: fx.GraphModule) -> None:

@@ -31,6 +31,7 @@ class Options:
         mode: an Inductor mode (``default``, ``reduce-overhead``, ``max-autotune``, ...), as ``mode=`` passes it.
         rewrite: False hands the graph to the base as it came; blocks are still found and reported.
         validate: check each rewrite of a new structure against the original on small random inputs.
+        fuse_routers: replace the routers in front of rewritten blocks by one op each, where they are recognised.
         disable: names of families that must not match, comma separated in the environment.
         capture: let Dynamo trace ``nonzero``, ``x[mask]`` and ``tolist()`` where that makes a block rewritable (see
             `samoyeds_compile.capture`); other code is traced as it is without us. False: Dynamo's own settings decide.
@@ -48,6 +49,7 @@ class Options:
     mode: str = "default"
     rewrite: bool = True
     validate: bool = True
+    fuse_routers: bool = False
     disable: tuple[str, ...] = ()
     capture: bool = True
     dump: Path | None = None
@@ -187,6 +189,7 @@ _PARSERS: Mapping[str, Callable[[str, Any], Any]] = {
     "mode": _parse_mode,
     "rewrite": _parse_bool,
     "validate": _parse_bool,
+    "fuse_routers": _parse_bool,
     "disable": _parse_names,
     "capture": _parse_bool,
     "dump": _parse_path,

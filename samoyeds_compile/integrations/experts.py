@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from samoyeds_compile.ops.operands import num_experts
+
 
 def run_experts(
     x_TH: Tensor,
@@ -41,37 +43,28 @@ def run_experts(
         [T, H], in the dtype of ``x_TH``.
     """
     up_dtype, down_dtype = (_product_dtype(x_TH, weights[0]) for weights in (up, down))
-    gate_E, up_E = (_stack(weights, up_dtype) for weights in (gate, up))
-    down_E = _stack(down, down_dtype)
+    gates, ups, downs = (list(weights) for weights in (gate, up, down))
     gate_bias_E, up_bias_E = (_cast(bias, up_dtype) for bias in (gate_bias_E, up_bias_E))
     down_bias_E = _cast(down_bias_E, down_dtype)
     ops = torch.ops.samoyeds
     if not dropout and up_dtype == down_dtype:
         return ops.moe_experts.default(  # type: ignore[no-any-return]
-            x_TH, expert_ids_TK, expert_weights_TK, gate_E, up_E, down_E, gate_bias_E, up_bias_E, down_bias_E,
-            activation, gate_up_layout, weight_layout, up_dtype, x_TH.dtype,
+            x_TH, expert_ids_TK, expert_weights_TK, gates, ups, downs, gate_bias_E, up_bias_E, down_bias_E,
+            activation, gate_up_layout, weight_layout, "output", up_dtype, x_TH.dtype,
         )  # fmt: skip
-    assert up_E is not None
-    plan = ops.route.default(expert_ids_TK, up_E.shape[0])
+    plan = ops.route.default(expert_ids_TK, num_experts(ups))
     h_SI = ops.expert_up.default(
-        x_TH, *plan, gate_E, up_E, gate_bias_E, up_bias_E, activation, gate_up_layout, weight_layout, up_dtype
+        x_TH, *plan, gates, ups, gate_bias_E, up_bias_E, None, activation, gate_up_layout, weight_layout, up_dtype
     )
     h_SI = F.dropout(h_SI, dropout)
     return ops.expert_down.default(  # type: ignore[no-any-return]
-        h_SI, *plan, down_E, down_bias_E, expert_weights_TK, weight_layout, down_dtype, x_TH.dtype
+        h_SI, *plan, downs, down_bias_E, expert_weights_TK, weight_layout, down_dtype, x_TH.dtype
     )
 
 
 def _product_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-
-
-def _stack(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None:
-    """[E, rows, cols]; matrices that lie apart are copied together on every call."""
-    if not weights:
-        return None
-    return (weights[0] if weights[0].dim() == 3 else torch.stack(list(weights))).to(dtype)
 
 
 def _cast(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:

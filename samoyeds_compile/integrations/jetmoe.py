@@ -39,7 +39,7 @@ def project(inputs_SI: Tensor, weight_E: Tensor, counts_E: Tensor) -> Tensor:
     kind = inputs_SI.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight_E.dtype
     offsets_E = counts_E.cumsum(0).to(torch.int32)
-    out: Tensor = torch.ops.samoyeds.expert_linear.default(inputs_SI.to(dtype), weight_E.to(dtype), offsets_E, False)
+    out: Tensor = torch.ops.samoyeds.expert_linear.default(inputs_SI.to(dtype), [weight_E], offsets_E, False)
     return out
 
 

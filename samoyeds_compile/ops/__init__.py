@@ -1,6 +1,6 @@
 """The ``samoyeds::`` operators.
 
-Canonical: `moe_experts`; `experts_batched` for rows that are already dispatched. Stages: `route`, `expert_up`,
+Canonical: `moe_experts`, `router`; `experts_batched` for rows that are already dispatched. Stages: `route`, `expert_up`,
 `expert_down` (`expert_project` and `combine`). Building block: `expert_linear`.
 Importing this package registers them all. ``T`` tokens, ``K`` experts a token, ``S = T * K`` slots (a token at one of
 its experts), ``E`` experts, ``C`` rows an expert, ``H`` hidden size, ``I`` expert width; a name such as ``x_TH`` says
@@ -15,6 +15,7 @@ from samoyeds_compile.ops import (
     experts_gathered,
     moe_experts,
     route,
+    router,
 )
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "experts_gathered",
     "moe_experts",
     "route",
+    "router",
 ]

@@ -196,3 +196,47 @@ def _owned_slots(expert_ids_TK: Tensor, experts: int) -> list[tuple[int, int]]:
     """(position in the ids made flat, expert) of each slot that belongs to an expert, in slot order."""
     flat = enumerate(expert_ids_TK.flatten().tolist())
     return sorted(((position, e) for position, e in flat if 0 <= e < experts), key=lambda slot: slot[1])
+
+
+def router(
+    logits_TE: Tensor,
+    bias_E: Tensor | None,
+    scoring: str,
+    order: str,
+    top_k: int,
+    weights_from: str,
+    renormalise: str,
+    epsilon: float,
+    scale: float,
+    n_group: int,
+    topk_group: int,
+    group_score: str,
+    masked_score: float,
+) -> tuple[Tensor, Tensor]:
+    """Twin of ``samoyeds::router`` for sorted choices without ties."""
+    weights, ids = [], []
+    for logits_E in logits_TE:
+        scores_E = logits_E if order == "topk_then_score" else _score(logits_E, scoring)
+        choice_E = scores_E if bias_E is None else scores_E + bias_E.reshape(-1)
+        if n_group > 1:
+            choice_E = _best_groups(choice_E, n_group, topk_group, group_score, masked_score)
+        chosen = sorted(range(len(choice_E)), key=choice_E.tolist().__getitem__, reverse=True)[:top_k]
+        weights_K = (choice_E if weights_from == "choice" else scores_E)[chosen]
+        if order == "topk_then_score":
+            weights_K = _score(weights_K, scoring)
+        divisor = {"none": 1, "sum": weights_K.sum() + epsilon, "clamped_sum": weights_K.sum().clamp(min=epsilon)}
+        weights.append(weights_K / divisor[renormalise] * scale)
+        ids.append(torch.tensor(chosen))
+    return torch.stack(weights), torch.stack(ids)
+
+
+def _score(logits: Tensor, scoring: str) -> Tensor:
+    return 1 / (1 + (-logits).exp()) if scoring == "sigmoid" else logits.exp() / logits.exp().sum()
+
+
+def _best_groups(choice_E: Tensor, n_group: int, topk_group: int, group_score: str, masked_score: float) -> Tensor:
+    groups = choice_E.chunk(n_group)
+    count = 1 if group_score == "max" else 2
+    totals = [sum(sorted(group.tolist())[-count:]) for group in groups]
+    best = sorted(range(n_group), key=totals.__getitem__)[-topk_group:]
+    return torch.cat([g if i in best else torch.full_like(g, masked_score) for i, g in enumerate(groups)])

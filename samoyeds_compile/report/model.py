@@ -29,6 +29,8 @@ class BlockReport:
         activation: common name or expression of the activation.
         gate_up_layout, weight_layout: how the weights are stored.
         router: what kind of router is in front of it.
+        router_fused: whether the router runs as one ``samoyeds::router`` (option ``fuse_routers``).
+        router_reason: why not, if fusing was asked for.
         parameters: names of the expert weights.
         became: the ops it turned into.
         deviation: largest relative deviation seen when the rewrite was validated; None if it was not.
@@ -48,6 +50,8 @@ class BlockReport:
     gate_up_layout: str = ""
     weight_layout: str = ""
     router: str = ""
+    router_fused: bool = False
+    router_reason: str | None = None
     parameters: tuple[str, ...] = ()
     became: tuple[str, ...] = ()
     deviation: float | None = None

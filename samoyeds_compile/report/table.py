@@ -60,7 +60,8 @@ def _block_row(block: BlockReport) -> list[str | Text]:
     shape = ", ".join(str(size) for size in sizes if size is not None)
     weights = ", ".join(filter(None, [block.weight_layout, block.gate_up_layout]))
     became = Text(", ".join(block.became), style="green") if block.rewritten else Text("left as it is", style="yellow")
-    return [block.module or block.source, block.family, shape, Text(block.activation), weights, block.router, became]
+    router = f"{block.router} (fused)" if block.router_fused else block.router
+    return [block.module or block.source, block.family, shape, Text(block.activation), weights, router, became]
 
 
 def _reasons(report: Report) -> Table:

@@ -1,0 +1,1 @@
+"""Optional: the routers in front of rewritten blocks become one `samoyeds::router` each."""
