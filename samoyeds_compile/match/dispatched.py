@@ -19,7 +19,6 @@ from samoyeds_compile.match.notation.notation import Notation
 from samoyeds_compile.match.notation.products import GroupedOp, Products
 from samoyeds_compile.match.region import Candidate, Decline, Family, MoERegion, Unlike
 
-
 if TYPE_CHECKING:
     from samoyeds_compile.options import Options
 

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Iterator, Sequence
 
 from samoyeds_compile.graph.values import Value, ValueGraph
+from samoyeds_compile.match.dispatched import Dispatched
 from samoyeds_compile.match.gathered import Gathered
 from samoyeds_compile.match.grouped import Grouped
 from samoyeds_compile.match.region import Candidate, Decline, Family, MoERegion, NearMiss, Unlike
-from samoyeds_compile.match.dispatched import Dispatched
 from samoyeds_compile.match.written import Written
 
 logger = logging.getLogger(__name__)

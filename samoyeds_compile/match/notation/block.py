@@ -19,7 +19,7 @@ from samoyeds_compile.match.notation.contributions import (
     Contributions,
     Equal,
 )
-from samoyeds_compile.match.notation.experts import Bias, ExpertFunction, ExpertReader, Projection, token_row
+from samoyeds_compile.match.notation.experts import ExpertFunction, ExpertReader, Projection, token_row
 from samoyeds_compile.match.notation.index import (
     Element,
     Index,
