@@ -236,5 +236,5 @@ def _require_live_inputs(region: MoERegion, members: set[Value]) -> None:
     for value in region.inputs:
         overwritten = value.superseded is not None and value.superseded < region.output.position
         overwritten = overwritten or (value.superseded == region.output.position and value is not region.base)
-        require(not overwritten or value.superseded in gone, "an input of the block is overwritten before the block ends",
-                value)  # fmt: skip
+        unharmed = not overwritten or value.superseded in gone
+        require(unharmed, "an input of the block is overwritten before the block ends", value)

@@ -227,7 +227,7 @@ def _index(value: Value, index: tuple[Index, ...], integers: Integers) -> Place 
 
 
 def index_parts(source: Value, indices: Any) -> list[Any] | None:
-    """The parts of an index, one for each axis of the source (masks span several), new axes besides; None if unknown."""
+    """The parts of an index, one for each axis of the source (masks span several) and each new axis; None if unknown."""
     key = tuple(indices)
     spans = sum(_span(p) for p in key)
     missing = [slice(None)] * (len(source.shape) - spans)
@@ -316,7 +316,7 @@ def _dropout(value: Value, index: tuple[Index, ...], integers: Integers) -> Plac
 
 
 _RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel", "_unsafe_view"), _reshape),
+    **dict.fromkeys("view reshape flatten unflatten squeeze unsqueeze ravel _unsafe_view".split(), _reshape),
     **dict.fromkeys(("contiguous", "clone", "detach", "alias"), _same),
     **dict.fromkeys(("view_as", "reshape_as"), _reshape),
     **dict.fromkeys(("expand", "expand_as", "broadcast_to"), _expand),

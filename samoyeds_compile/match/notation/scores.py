@@ -1,7 +1,8 @@
 """Routing weights and masks in index notation: what a factor is where a token goes to an expert, and elsewhere.
 
 An entry of a dense table of weights [T, E] made from the top k is ``w[t, k]`` if some ``ids[t, k]`` is e, and 0
-otherwise. `Score` says just that. Factors that depend on tokens and slots only are leaves: the rewrite takes them as they are.
+otherwise. `Score` says just that. Factors that depend on tokens and slots only are leaves: the rewrite takes them as
+they are.
 """
 
 from __future__ import annotations
