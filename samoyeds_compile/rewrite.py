@@ -15,8 +15,16 @@ import torch
 from torch import fx
 
 from samoyeds_codegen import expr
-from samoyeds_compile.graph.edit import copy_origin, erase_members, fill_examples, nodes_between
+from samoyeds_compile.graph.edit import (
+    copy_origin,
+    depends_on_data,
+    erase_members,
+    fill_examples,
+    nodes_between,
+    refresh_examples,
+)
 from samoyeds_compile.graph.values import Value
+from samoyeds_compile.match.notation.index import sizes_of
 from samoyeds_compile.match.region import Carried, Derived, Linear, MoERegion, leaves
 
 FAMILY = "samoyeds_family"
@@ -34,12 +42,14 @@ def rewrite_region(region: MoERegion) -> tuple[str, ...]:
     added = nodes_between(last, old)
     for node in added:
         copy_origin(region.down.result.node, node)
-    new.meta["example_value"] = region.output.example
+    if not depends_on_data(region.output.example):
+        new.meta["example_value"] = region.output.example
     fill_examples(added)
     for user in region.output.users:
         for read in [node for node, meaning in user.reads.items() if meaning is region.output]:
             user.node.replace_input_with(read, new)
     erase_members(region.members, region.output)
+    refresh_examples(new)
     return tuple(dict.fromkeys(name for name in map(_samoyeds_name, added) if name))
 
 
@@ -155,7 +165,7 @@ class _Emitter:
         if len(region.output.shape) != 2:
             tokens = next(leaves(region.x))
             alike = len(tokens.shape) == len(region.output.shape)
-            shape = tuple(region.output.shape)
+            shape = sizes_of(region.output)
             out = (
                 self.call(torch.Tensor.view_as, out, self.node_of(tokens))
                 if alike

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from samoyeds_compile.graph.values import Value
 
@@ -29,6 +30,24 @@ def run_node(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     assert callable(node.target)
     return node.target(*args, **kwargs)
+
+
+def depends_on_data(example: Any) -> bool:
+    """Whether a recorded result has sizes that are known only when the graph runs."""
+    symbolic = (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
+    leaves = torch.utils._pytree.tree_leaves(example)
+    return any(bool(free_unbacked_symbols(leaf)) for leaf in leaves if isinstance(leaf, symbolic))
+
+
+def refresh_examples(source: fx.Node) -> None:
+    """Record anew what follows from ``source`` and had sizes that are known now that it is rewritten."""
+    queue = [source]
+    while queue:
+        for user in sorted(queue.pop().users):
+            if user.op != "output" and depends_on_data(user.meta.get("example_value")):
+                del user.meta["example_value"]
+                fill_examples([user])
+                queue.append(user)
 
 
 def nodes_between(first: fx.Node, last: fx.Node) -> list[fx.Node]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 from samoyeds_compile.graph.values import Value, ValueGraph
@@ -13,8 +14,8 @@ from samoyeds_compile.match.grouped import Grouped
 from samoyeds_compile.match.region import Candidate, Decline, Family, MoERegion, NearMiss, Unlike
 from samoyeds_compile.match.written import Written
 
-MOST_COMBINING = 64
-"""How many values may stand between the experts and the output of a block."""
+MOST_COMBINING = 256
+"""How many values to look at between the experts and the output of a block."""
 
 logger = logging.getLogger(__name__)
 
@@ -40,21 +41,21 @@ def match_regions(
                     regions.append(found)
                 else:
                     missed.setdefault(found.anchor, found)
-        misses += [miss for miss in missed.values() if not _rests_on(miss.anchor, taken)]
+        misses += [miss for miss in missed.values() if miss.at not in taken and not _rests_on(miss.anchor, taken)]
     return regions, misses
 
 
 def _rests_on(anchor: Value, taken: set[Value]) -> bool:
     """Whether an anchor belongs to a region, or only combines what one computes."""
-    seen, stack = {anchor}, [anchor]
-    while stack:
-        value = stack.pop()
+    seen, queue = {anchor}, deque([anchor])
+    while queue and len(seen) < MOST_COMBINING:
+        value = queue.popleft()
         if value in taken:
             return True
         if value is anchor or value.op not in MATRIX_PRODUCTS:
             fresh = [o for o in value.operands if o not in seen and o.is_tensor]
             seen.update(fresh)
-            stack.extend(fresh if len(seen) < MOST_COMBINING else [])
+            queue.extend(fresh)
     return False
 
 

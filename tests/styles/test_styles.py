@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from samoyeds_compile import Report
-from tests.styles.harness import TOLERANCE, Seen, assert_same, compare, ours, products, run
+from tests.styles.harness import GROUPED_MM, TOLERANCE, Seen, assert_same, compare, ours, products, run
 from tests.styles.zoo import STYLES, Style
 
 SAMPLE = (
@@ -53,7 +53,9 @@ def test_by_name(style: Style) -> None:
     """What a user writes, without any setting: ``backend="samoyeds"``."""
     block, x, report = style.small(), style.input(), Report()
     expected = run(block, block, x, train=False)
-    forward = torch.compile(block, backend="samoyeds", options={"base": "eager", "report": report})
+    forward = torch.compile(
+        block, backend="samoyeds", options={"base": "eager", "report": report, "grouped_mm": GROUPED_MM}
+    )
     actual = run(forward, block, x, train=False)
     assert_same({k: v for k, v in actual.items() if k.startswith("output")},
                 {k: v for k, v in expected.items() if k.startswith("output")}, tolerance_of(style))  # fmt: skip

@@ -66,11 +66,13 @@ class Batched:
     def _row(self, contribution: Contribution) -> _Row:
         plain = not (contribution.bound or contribution.factors) and contribution.scale == 1.0
         require(plain, "the experts' rows are weighed or summed", contribution.value)
-        reader = ExpertReader(self.notation, self.products, contribution, self.index[-1])
+        reader = ExpertReader(self.notation, self.products, contribution, self.index[-1], len(self.sizes))
         number, axis = self._expert_of(contribution)
         function = reader.read(self._is_row(axis, number))
         require(not function.inputs and function.scale == 1.0, "the rows are weighed on the way in", contribution.value)
         expert = function.expert
+        one = set(function.experts) == {expert}
+        require(one, "the projections of a row belong to different experts", contribution.value)
         if number is None:
             at = [i for i, part in enumerate(self.index[:-1]) if part == expert and part.terms]
             require(len(at) == 1, "no axis of the rows counts the experts", contribution.value)

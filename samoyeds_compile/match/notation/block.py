@@ -117,7 +117,7 @@ class Block:
     def _branch(self, contribution: Contribution) -> Branch:
         hidden = self.sizes[-1]
         self._require_no_rounding(contribution)
-        reader = ExpertReader(self.notation, self.products, contribution, self.feature)
+        reader = ExpertReader(self.notation, self.products, contribution, self.feature, len(self.sizes))
         function = reader.read(token_row(self.tokens, self.count, hidden))
         self.reached = 2
         expert = function.expert
@@ -182,6 +182,10 @@ class Block:
     def _named(self, contribution: Contribution, function: ExpertFunction, weight: Score, scaled: Score) -> Branch:
         """The branch with its expert: a number, or the entry of the ids."""
         expert, chosen = function.expert, weight.chosen
+        number = chosen.expert.number if chosen is not None else None
+        if number is None:
+            one = set(function.experts) == {expert}
+            require(one, "the projections of a row belong to different experts", contribution.value)
         require(chosen is None or weight.other == 0.0, "experts that are not chosen contribute", contribution.value)
         if chosen is None:
             require(expert is not None and isinstance(expert.atom, Element),
@@ -191,9 +195,8 @@ class Block:
         if expert is not None and isinstance(expert.atom, Var):
             require(chosen.expert == expert, "the weights are those of another expert", contribution.value)
             return self._branch_of(contribution, function, weight, scaled, chosen.ids, None, expert)
-        number = chosen.expert.number
         require(number is not None, "the expert of a row is not known", contribution.value)
-        own = expert is None or expert.number == number
+        own = all(e is None or e.number == number for e in function.experts)
         require(own, "the weights are those of another expert", contribution.value)
         return self._branch_of(contribution, function, weight, scaled, chosen.ids, number, None)
 

@@ -99,6 +99,11 @@ class ExpertFunction:
         return [p for p in (self.gate, self.up, self.down) if p is not None]
 
     @property
+    def experts(self) -> list[Index | None]:
+        """The index of the expert in the stack of each projection."""
+        return [p.weight.expert for p in self.projections]
+
+    @property
     def expert(self) -> Index | None:
         """The index of the expert in the stacks; None where the weights are its own."""
         return self.down.weight.expert
@@ -186,7 +191,10 @@ def _bias(notation: Notation, value: Value, index: tuple[Index, ...], out: Index
 class ExpertReader:
     """Reads the function behind one contribution."""
 
-    def __init__(self, notation: Notation, products: Products, contribution: Contribution, feature: Index) -> None:
+    def __init__(
+        self, notation: Notation, products: Products, contribution: Contribution, feature: Index, rank: int
+    ) -> None:
+        self.rank = rank
         self.notation, self.products = notation, products
         self.contribution, self.feature = contribution, feature
         self.found: list[_Leaf] = []
@@ -387,7 +395,7 @@ class ExpertReader:
             place = None
             for place in self._places(value, index):
                 if is_token(*place, projection.inner):
-                    return place, tuple(inputs), number
+                    return self._shaped_as_output(place, projection, is_token), tuple(inputs), number
                 if place[0].op in ("to", "type_as", "mul"):
                     break
             assert place is not None
@@ -401,6 +409,13 @@ class ExpertReader:
                 inputs += [] if isinstance(factor, float) else [factor]
             else:
                 raise Decline("the rows of the first projection are not the tokens of the block", value)
+
+    def _shaped_as_output(self, place: Place, projection: Projection, is_token: IsToken) -> Place:
+        """The tokens in the output's shape, if they are a view of such a tensor, else as they are."""
+        for source, index in self.notation.places(*place):
+            if len(index) == self.rank and is_token(source, index, projection.inner):
+                return source, index
+        return place
 
     def _require_exact_cast(self, cast: Value, projection: Projection) -> None:
         """A cast on the way in is one to the dtype of the product, or loses nothing."""
