@@ -18,8 +18,6 @@ from samoyeds_compile.options import Options
 
 PRODUCTS = {"linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "_grouped_mm", "grouped_mm", "zoo::gmm"}
 """Ops that multiply matrices."""
-GROUPED_MM = {"zoo::gmm": "input weight sizes transposed"}
-"""The opaque grouped product of `tests.styles.gmm`, as a user names it to the backend."""
 TOLERANCE = {torch.float32: (1e-4, 1e-5), torch.bfloat16: (5e-2, 3e-2)}
 
 
@@ -33,7 +31,7 @@ class Seen:
 
     def backend(self, base: str = "aot_eager", **options: Any) -> Callable[..., Any]:
         """``samoyeds`` with a look at the graph before and after the rewrite."""
-        chosen = Options.from_call(options={"base": base, "grouped_mm": GROUPED_MM, **options})
+        chosen = Options.from_call(options={"base": base, **options})
 
         def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
             self.before.append(count_ops(gm))
