@@ -40,8 +40,8 @@ class Options:
         grouped_mm: grouped matrix products of other libraries, by operator name, and the role of each of their
             parameters, in order: ``{"mylib::gmm": "input weight sizes transposed"}``. Roles are ``input`` [S, in],
             ``weight`` [E, in, out] or ``weight_t`` [E, out, in], ``offsets`` (where each expert's rows end) or
-            ``sizes`` (how many there are), ``transposed`` (a flag that says which of the two the weight is), and ``_`` for a
-            parameter that is left out or None. In the environment: ``name=roles``, separated by commas.
+            ``sizes`` (how many there are), ``transposed`` (a flag that says which of the two the weight is), and ``_``
+            for a parameter that is left out or None. In the environment: ``name=roles``, separated by commas.
         inductor: Inductor's own options, by its configuration names.
     """
 

@@ -164,8 +164,8 @@ class _Emitter:
         region = self.region
         if len(region.output.shape) != 2:
             tokens = next(leaves(region.x))
-            alike = len(tokens.shape) == len(region.output.shape)
             shape = sizes_of(region.output)
+            alike = sizes_of(tokens)[:-1] == shape[:-1]
             out = (
                 self.call(torch.Tensor.view_as, out, self.node_of(tokens))
                 if alike

@@ -218,7 +218,7 @@ def _assertions(members: set[Value]) -> set[Value]:
 
 
 def _is_size(value: Value) -> bool:
-    """Whether a value is a number read from a tensor, a tensor taken apart to read one, or a statement about numbers."""
+    """Whether a value is a number read from a tensor, a part of a tensor to read it from, or a statement on numbers."""
     number = isinstance(value.example, (int, torch.SymInt, torch.SymBool, bool))
     return number or value.op in _TAKEN_APART or value.op in _ASSERTIONS
 

@@ -66,7 +66,7 @@ class Batched:
     def _row(self, contribution: Contribution) -> _Row:
         plain = not (contribution.bound or contribution.factors) and contribution.scale == 1.0
         require(plain, "the experts' rows are weighed or summed", contribution.value)
-        reader = ExpertReader(self.notation, self.products, contribution, self.index[-1], len(self.sizes))
+        reader = ExpertReader(self.notation, self.products, contribution, self.index[-1], self.sizes[:-1])
         number, axis = self._expert_of(contribution)
         function = reader.read(self._is_row(axis, number))
         require(not function.inputs and function.scale == 1.0, "the rows are weighed on the way in", contribution.value)

@@ -117,7 +117,7 @@ class Block:
     def _branch(self, contribution: Contribution) -> Branch:
         hidden = self.sizes[-1]
         self._require_no_rounding(contribution)
-        reader = ExpertReader(self.notation, self.products, contribution, self.feature, len(self.sizes))
+        reader = ExpertReader(self.notation, self.products, contribution, self.feature, self.sizes[:-1])
         function = reader.read(token_row(self.tokens, self.count, hidden))
         self.reached = 2
         expert = function.expert
@@ -396,7 +396,7 @@ class Block:
 
     def _require_shape(self, function: ExpertFunction) -> None:
         """The rewrite can give its rows [T, H] the shape of the output."""
-        alike = len(function.x[0].shape) == len(self.sizes)
+        alike = sizes_of(function.x[0])[:-1] == self.sizes[:-1]
         known = len(self.sizes) == 2 or alike or all(isinstance(n, int) for n in self.sizes)
         require(known, "the output has a shape that neither the tokens have nor is known", self.output)
 

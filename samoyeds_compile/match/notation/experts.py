@@ -192,9 +192,14 @@ class ExpertReader:
     """Reads the function behind one contribution."""
 
     def __init__(
-        self, notation: Notation, products: Products, contribution: Contribution, feature: Index, rank: int
+        self,
+        notation: Notation,
+        products: Products,
+        contribution: Contribution,
+        feature: Index,
+        leading: tuple[Size, ...],
     ) -> None:
-        self.rank = rank
+        self.leading = leading  # sizes of the output but the last
         self.notation, self.products = notation, products
         self.contribution, self.feature = contribution, feature
         self.found: list[_Leaf] = []
@@ -413,7 +418,7 @@ class ExpertReader:
     def _shaped_as_output(self, place: Place, projection: Projection, is_token: IsToken) -> Place:
         """The tokens in the output's shape, if they are a view of such a tensor, else as they are."""
         for source, index in self.notation.places(*place):
-            if len(index) == self.rank and is_token(source, index, projection.inner):
+            if sizes_of(source)[:-1] == self.leading and is_token(source, index, projection.inner):
                 return source, index
         return place
 

@@ -215,7 +215,7 @@ def remainder(a: Index, n: Size) -> Index:
 
 
 def _split(a: Index, n: Size) -> tuple[Index, Index]:
-    if isinstance(n, int) and n == 1:
+    if isinstance(n, int) and n in (0, 1):  # a size of 0: there is no element, so any index will do
         return a, ZERO
     whole: list[tuple[Atom, Size]] = []
     rest: list[tuple[Atom, Size]] = []

@@ -227,7 +227,7 @@ def _index(value: Value, index: tuple[Index, ...], integers: Integers) -> Place 
 
 
 def index_parts(source: Value, indices: Any) -> list[Any] | None:
-    """The parts of an index, one for each axis of the source (masks span several) and each new axis; None if unknown."""
+    """The parts of an index: one for each axis of the source (masks span several), and new axes; None if unknown."""
     key = tuple(indices)
     spans = sum(_span(p) for p in key)
     missing = [slice(None)] * (len(source.shape) - spans)
