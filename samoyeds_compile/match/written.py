@@ -16,7 +16,7 @@ import torch
 from samoyeds_compile.graph.values import Value, ValueGraph
 from samoyeds_compile.match.experts import collect_members
 from samoyeds_compile.match.notation.block import Block
-from samoyeds_compile.match.notation.index import size_of, sizes_of
+from samoyeds_compile.match.notation.index import sizes_of
 from samoyeds_compile.match.notation.notation import Notation
 from samoyeds_compile.match.notation.products import GroupedOp, Products
 from samoyeds_compile.match.region import Candidate, Decline, Family, MoERegion, Unlike, is_int_tensor, leaves
@@ -94,6 +94,7 @@ def _meetings(ids: Value, products: Products) -> list[Value]:
     dispatch is a meeting again. The search ends where the dispatch has no more readers.
     """
     dispatch: set[Value] = {ids}
+    masks: set[Value] = {ids}  # what is computed from ids alone
     results: set[Value] = set()
     waiting = {u.position: u for u in ids.users}
     readers = set(waiting)  # positions of readers of the dispatch that wait
@@ -104,12 +105,14 @@ def _meetings(ids: Value, products: Products) -> list[Value]:
         value, reads = waiting.pop(position), position in readers
         readers.discard(position)
         is_result = any(o in results for o in value.operands)
-        if is_result or (reads and (products.is_product(value) or _handles_rows(value))):
+        if is_result or (reads and (products.is_product(value) or _handles_rows(value, masks))):
             results.add(value)
             if reads and _is_floating(value) and len(value.shape) >= 2:
                 meetings.append(value)
         elif value.op in _DISPATCH:
             dispatch.add(value)
+            if all(o in masks for o in value.operands if o.is_tensor):
+                masks.add(value)
         else:
             continue
         for user in value.users:
@@ -121,9 +124,9 @@ def _meetings(ids: Value, products: Products) -> list[Value]:
     return meetings
 
 
-def _handles_rows(user: Value) -> bool:
+def _handles_rows(user: Value, masks: set[Value]) -> bool:
     """Whether an op weighs rows, adds them up by index, or writes them by index."""
-    if user.op in _ACCUMULATIONS or _weighs_rows(user):
+    if user.op in _ACCUMULATIONS or _weighs_rows(user, masks):
         return True
     if user.op == "index_put" and _is_floating(user.input):
         tensors = [i for i in user.arg("indices") if isinstance(i, Value)]
@@ -133,13 +136,14 @@ def _handles_rows(user: Value) -> bool:
     return by_row and _is_floating(user.input) and len(user.input.shape) == 2
 
 
-def _weighs_rows(user: Value) -> bool:
-    """Whether rows are multiplied with one number each."""
+def _weighs_rows(user: Value, masks: set[Value]) -> bool:
+    """Whether rows, and not the rows of a table of masks, are multiplied with one number each."""
     other = user.arg("other")
     if user.op != "mul" or not isinstance(other, Value) or not isinstance(user.input, Value):
         return False
-    sizes = [size_of(v.shape[-1]) for v in (user.input, other) if v.shape]
-    return len(sizes) == 2 and 1 in sizes and sizes[0] != sizes[1]
+    by_width = {sizes_of(v)[-1]: v for v in (user.input, other) if v.shape}
+    wide = next((v for size, v in by_width.items() if size != 1), None)
+    return 1 in by_width and wide is not None and wide not in masks
 
 
 def _match(graph: ValueGraph, notation: Notation, products: Products, anchor: Value) -> MoERegion:

@@ -23,6 +23,7 @@ from samoyeds_compile.match.notation.experts import ExpertFunction, ExpertReader
 from samoyeds_compile.match.notation.index import (
     Element,
     Index,
+    Size,
     Var,
     atoms,
     flatten,
@@ -261,11 +262,13 @@ class Block:
         for branch in branches[1:]:
             self._require_same(first, branch)
 
-    def _count_experts(self, branches: list[Branch]) -> int:
-        """E: the size of the stack, or the number of separate experts (the highest one used must have its others)."""
-        weight = branches[0].function.down.weight
+    def _count_experts(self, branches: list[Branch]) -> Size:
+        """E: the size of the stack, or how many the router chooses from; at least all up to the highest one used."""
+        stacked = branches[0].function.down.weight
+        if stacked.expert is not None:
+            return sizes_of(stacked.value)[0]
         highest = max(b.expert or 0 for b in branches) + 1
-        return sizes_of(weight.value)[0] if weight.expert is not None else max(highest, len(branches))
+        return max(highest, len(branches), _choices(branches[0].ids.atom) or 0)
 
     def _require_same(self, first: Branch, other: Branch) -> None:
         a, b = first.function, other.function
@@ -446,6 +449,17 @@ def is_distinct(element: Any) -> bool:
     if sizes_of(value)[-1] == 1 or len(value.shape) == 1:
         return True
     return value.op == "item" and value.input.op in ("topk", "sort") and value.arg("key") == 1
+
+
+def _choices(element: Any) -> int | None:
+    """How many experts a router chooses from, if the ids come from one."""
+    assert isinstance(element, Element)
+    value = element.value
+    choice = value.input if value.op == "item" else value
+    known = choice.op in ("topk", "argmax", "max", "sort", "argsort") and isinstance(choice.input, Value)
+    axis = choice.arg("dim", -1)
+    width = sizes_of(choice.input)[axis] if known and isinstance(axis, int) else None
+    return width if isinstance(width, int) else None
 
 
 def _differ(a: Chosen, b: Chosen) -> bool:
