@@ -155,13 +155,19 @@ class _Emitter:
         if len(region.output.shape) != 2:
             tokens = next(leaves(region.x))
             alike = len(tokens.shape) == len(region.output.shape)
-            shape = tuple(region.output.shape)
             out = (
                 self.call(torch.Tensor.view_as, out, self.node_of(tokens))
                 if alike
-                else self.call(torch.reshape, out, shape)
+                else self.call(torch.reshape, out, _shape_argument(region.output))
             )
         return out if region.base is None else self.call(torch.add, self.node_of(region.base), out)
+
+
+def _shape_argument(value: Value) -> tuple[Any, ...]:
+    """The shape of a value; a single symbolic size, which has no node of its own here, is left to be computed."""
+    symbolic = [isinstance(size, torch.SymInt) for size in value.shape]
+    sizes = zip(value.shape, symbolic, strict=True)
+    return tuple(-1 if unknown and sum(symbolic) == 1 else size for size, unknown in sizes)
 
 
 def emit_plan(graph: fx.Graph, expert_ids: fx.Node, num_experts: int) -> tuple[fx.Node, ...]:

@@ -13,7 +13,6 @@ from torch._inductor.compile_fx import compile_fx
 import samoyeds_compile.backend
 import samoyeds_compile.rewrite
 from samoyeds_compile import OperandError, OptionError, Options, Report, SamoyedsError
-from samoyeds_compile.match.region import MoERegion
 from tests.models import families
 
 CLASSES = {entry.id: entry for entry in families.decorated_experts_classes()}
@@ -419,52 +418,52 @@ def test_failing_report() -> None:
 # ----------------------------------------------------------------------------------- the rewrite is wrong
 
 
-def gelu_for_silu(region: MoERegion, *args: Any) -> Any:
-    original, region.activation = region.activation, "gelu(gate) * up"
+def gelu_for_silu(emitter: Any) -> Any:
+    original, emitter.region.activation = emitter.region.activation, "gelu(gate) * up"
     try:
-        return EMIT(region, *args)
+        return EMIT(emitter)
     finally:
-        region.activation = original
+        emitter.region.activation = original
 
 
-def ids_for_ids(region: MoERegion, graph: torch.fx.Graph, *args: Any) -> Any:
+def ids_for_ids(emitter: Any) -> Any:
     """Every slot goes to the next expert."""
-    node = EMIT(region, graph, *args)
-    with graph.inserting_before(node):
-        other = graph.call_function(torch.remainder, (node.args[1] + 1, region.num_experts))
+    node = EMIT(emitter)
+    with emitter.graph.inserting_before(node):
+        other = emitter.call(torch.remainder, emitter.call(torch.add, node.args[1], 1), emitter.region.num_experts)
     node.update_arg(1, other)
     return node
 
 
-def weights_squared(region: MoERegion, graph: torch.fx.Graph, *args: Any) -> Any:
-    node = EMIT(region, graph, *args)
-    with graph.inserting_before(node):
-        node.update_arg(2, graph.call_function(torch.square, (node.args[2],)))
+def weights_squared(emitter: Any) -> Any:
+    node = EMIT(emitter)
+    with emitter.graph.inserting_before(node):
+        node.update_arg(2, emitter.call(torch.square, node.args[2]))
     return node
 
 
-def without_gradient(region: MoERegion, graph: torch.fx.Graph, *args: Any) -> Any:
+def without_gradient(emitter: Any) -> Any:
     """The right result, but the experts learn nothing."""
-    node = EMIT(region, graph, *args)
-    with graph.inserting_before(node):
+    node = EMIT(emitter)
+    with emitter.graph.inserting_before(node):
         (down,) = node.args[5]
-        node.update_arg(5, [graph.call_method("detach", (down,))])
+        node.update_arg(5, [emitter.call(torch.detach, down)])
     return node
 
 
-def in_other_dtype(region: MoERegion, graph: torch.fx.Graph, *args: Any) -> Any:
-    node = EMIT(region, graph, *args)
+def in_other_dtype(emitter: Any) -> Any:
+    node = EMIT(emitter)
     node.update_arg(14, torch.float64)
     return node
 
 
-def nothing_runs(region: MoERegion, graph: torch.fx.Graph, *args: Any) -> Any:
-    node = EMIT(region, graph, *args)
+def nothing_runs(emitter: Any) -> Any:
+    node = EMIT(emitter)
     node.update_arg(10, "woven")
     return node
 
 
-EMIT = samoyeds_compile.rewrite._emit_canonical
+EMIT = samoyeds_compile.rewrite._Emitter.canonical
 
 
 @pytest.mark.parametrize("wrong", [gelu_for_silu, ids_for_ids, weights_squared, in_other_dtype, nothing_runs])
@@ -472,7 +471,7 @@ def test_wrong_rewrite_is_refused(
     wrong: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Validation sees it, the original stays, and the log and the report say so."""
-    monkeypatch.setattr(samoyeds_compile.rewrite, "_emit_canonical", wrong)
+    monkeypatch.setattr(samoyeds_compile.rewrite._Emitter, "canonical", wrong)
     block = moe()
     forward, report = compiled(block)
     close(run(forward), run(block))
@@ -484,7 +483,7 @@ def test_wrong_rewrite_is_refused(
 @pytest.mark.parametrize("wrong", [gelu_for_silu, weights_squared])
 def test_wrong_rewrite_without_validation(wrong: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted rewrites are wrong indeed: unvalidated, the wrong result comes out."""
-    monkeypatch.setattr(samoyeds_compile.rewrite, "_emit_canonical", wrong)
+    monkeypatch.setattr(samoyeds_compile.rewrite._Emitter, "canonical", wrong)
     block = moe()
     forward, report = compiled(block, validate=False)
     actual, expected = run(forward), run(block)
@@ -493,7 +492,7 @@ def test_wrong_rewrite_without_validation(wrong: Callable[..., Any], monkeypatch
 
 
 def test_wrong_gradient_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samoyeds_compile.rewrite, "_emit_canonical", without_gradient)
+    monkeypatch.setattr(samoyeds_compile.rewrite._Emitter, "canonical", without_gradient)
     block = moe().train()
     forward, report = compiled(block)
     forward(hidden_states()).sum().backward()
@@ -504,10 +503,10 @@ def test_wrong_gradient_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_refusal_of_one_block_spares_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two different structures in one graph: the wrong one is left, the right one rewritten."""
 
-    def only_silu_wrong(region: MoERegion, *args: Any) -> Any:
-        return gelu_for_silu(region, *args) if region.activation == "silu(gate) * up" else EMIT(region, *args)
+    def only_silu_wrong(emitter: Any) -> Any:
+        return gelu_for_silu(emitter) if emitter.region.activation == "silu(gate) * up" else EMIT(emitter)
 
-    monkeypatch.setattr(samoyeds_compile.rewrite, "_emit_canonical", only_silu_wrong)
+    monkeypatch.setattr(samoyeds_compile.rewrite._Emitter, "canonical", only_silu_wrong)
     first, second = moe(), moe()
     second.experts.act_fn = nn.Sigmoid()
     model = nn.Sequential(first, second)
