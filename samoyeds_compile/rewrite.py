@@ -164,14 +164,18 @@ class _Emitter:
         region = self.region
         if len(region.output.shape) != 2:
             tokens = next(leaves(region.x))
-            shape = sizes_of(region.output)
-            alike = sizes_of(tokens)[:-1] == shape[:-1]
+            alike = sizes_of(tokens)[:-1] == sizes_of(region.output)[:-1]
             out = (
                 self.call(torch.Tensor.view_as, out, self.node_of(tokens))
                 if alike
-                else self.call(torch.reshape, out, shape)
+                else self.call(torch.reshape, out, _shape_argument(region.output))
             )
         return out if region.base is None else self.call(torch.add, self.node_of(region.base), out)
+
+
+def _shape_argument(value: Value) -> tuple[int, ...]:
+    """The shape of a value; a symbolic size, of which there is one at most, is left to be computed."""
+    return tuple(size if isinstance(size, int) else -1 for size in sizes_of(value))
 
 
 def emit_plan(graph: fx.Graph, expert_ids: fx.Node, num_experts: int) -> tuple[fx.Node, ...]:

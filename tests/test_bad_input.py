@@ -1,7 +1,8 @@
 """What goes wrong: options, operands, a step of the pipeline, a rewrite. Errors say what to do; models go on."""
 
+import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,10 @@ from torch._inductor.compile_fx import compile_fx
 import samoyeds_compile.backend
 import samoyeds_compile.rewrite
 from samoyeds_compile import OperandError, OptionError, Options, Report, SamoyedsError
-from samoyeds_compile.match.region import MoERegion
+from samoyeds_compile.match.driver import FAMILIES
 from tests.models import families
 
 CLASSES = {entry.id: entry for entry in families.decorated_experts_classes()}
-
-
-@pytest.fixture(autouse=True)
-def fresh_dynamo() -> Iterator[None]:
-    """No compiled code of one test is seen by another."""
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def moe() -> nn.Module:
@@ -63,8 +56,8 @@ def message_of(error: type[Exception], call: Callable[[], Any]) -> str:
 def test_unknown_option() -> None:
     message = message_of(OptionError, lambda: Options.from_call(options={"frobnicate": 1}))
     assert "'frobnicate'" in message
-    for name in ("base", "mode", "rewrite", "validate", "disable", "dump", "report"):
-        assert name in message
+    for field in dataclasses.fields(Options):
+        assert field.name in message
 
 
 @pytest.mark.parametrize(
@@ -98,7 +91,19 @@ def test_unknown_mode() -> None:
         ("validate", None, "True or False"),
         ("disable", 5, "family names"),
         ("disable", [1], "family names"),
-        ("disable", "loops", "grouped, gathered"),
+        ("disable", "loops", "grouped, gathered, written, dispatched"),
+        ("capture", "sometimes", "True or False"),
+        ("fuse_routers", 2, "True or False"),
+        ("grouped_mm", 5, "mylib::gmm"),
+        ("grouped_mm", ["mylib::gmm"], "mylib::gmm"),
+        ("grouped_mm", "mylib::gmm", "'offsets'"),
+        ("grouped_mm", {"mylib::gmm": 5}, "roles"),
+        ("grouped_mm", {"mylib::gmm": "input weight counts"}, "input, weight, weight_t, offsets, sizes, transposed, _"),
+        ("grouped_mm", {"mylib::gmm": "input weight"}, "'offsets' or 'sizes'"),
+        ("grouped_mm", {"mylib::gmm": "input weight offsets sizes"}, "'offsets' or 'sizes'"),
+        ("grouped_mm", {"mylib::gmm": "input weight weight_t sizes"}, "'weight' or 'weight_t'"),
+        ("grouped_mm", {"mylib::gmm": "input input weight sizes"}, "'input'"),
+        ("grouped_mm", {"mylib::gmm": ""}, "'input'"),
         ("dump", 5, "folder"),
         ("dump", "", "folder"),
         ("report", "report.json", "Report"),
@@ -109,7 +114,8 @@ def test_wrong_values(name: str, value: Any, valid: str) -> None:
     """The message names the option, the value and what is valid."""
     message = message_of(OptionError, lambda: Options.from_call(options={name: value}))
     assert name in message and valid in message
-    assert str(value) in message
+    shown = next(iter(value.values())) if isinstance(value, dict) else value
+    assert str(shown) in message
 
 
 @pytest.mark.parametrize("options", [{3: True}, {None: 1}], ids=["number", "None"])
@@ -119,8 +125,9 @@ def test_option_names_that_are_no_text(options: dict[Any, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [("BASE", "foo"), ("MODE", "foo"), ("REWRITE", "foo"), ("VALIDATE", "2"), ("DISABLE", "foo")],
-)
+    [("BASE", "foo"), ("MODE", "foo"), ("REWRITE", "foo"), ("VALIDATE", "2"), ("DISABLE", "foo"),
+     ("CAPTURE", "foo"), ("FUSE_ROUTERS", "foo"), ("GROUPED_MM", "foo")],
+)  # fmt: skip
 def test_bad_environment(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The message says that it was the environment, or the user would look in vain at the call."""
     monkeypatch.setenv(f"SAMOYEDS_{variable}", value)
@@ -137,6 +144,65 @@ def test_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     options = Options.from_call(options={"base": "aot_eager"})
     assert (options.base, options.validate, options.disable, options.dump, options.mode) == (
         "aot_eager", False, ("gathered",), tmp_path, "default")  # fmt: skip
+
+
+GMM = {"mylib::gmm": ("input", "weight", "sizes", "transposed"), "mylib::gmm2": ("_", "input", "weight_t", "offsets")}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        GMM,
+        {name: list(roles) for name, roles in GMM.items()},
+        {name: " ".join(roles) for name, roles in GMM.items()},
+        ",".join(f"{name}={' '.join(roles)}" for name, roles in GMM.items()),
+    ],
+    ids=["tuples", "lists", "texts", "one text"],
+)
+def test_grouped_products_of_other_libraries(value: Any) -> None:
+    assert Options.from_call(options={"grouped_mm": value}).grouped_mm == GMM
+
+
+def test_grouped_products_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a shell: names, roles, commas."""
+    monkeypatch.setenv(
+        "SAMOYEDS_GROUPED_MM", "mylib::gmm=input weight sizes transposed,mylib::gmm2=_ input weight_t offsets"
+    )
+    assert Options.from_call().grouped_mm == GMM
+    assert Options.from_call(options={"grouped_mm": {}}).grouped_mm == {}
+
+
+@torch.library.custom_op("samoyeds_tests::gmm", mutates_args=())
+def gmm(x: Tensor, weight: Tensor, sizes: Tensor, trans_b: bool) -> Tensor:
+    """A grouped product as libraries have them; they give it no gradient here."""
+    parts = x.split(sizes.tolist())
+    return torch.cat([rows @ (w.mT if trans_b else w) for rows, w in zip(parts, weight, strict=True)])
+
+
+@gmm.register_fake
+def _(x: Tensor, weight: Tensor, sizes: Tensor, trans_b: bool) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[1 if trans_b else 2])
+
+
+def of_another_library(x: Tensor, ids: Tensor, weights: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """Sorted rows, sizes instead of offsets; the first weight is stored [E, out, in], the second [E, in, out]."""
+    order = ids.flatten().argsort(stable=True)
+    sizes = torch.bincount(ids.flatten(), minlength=up.shape[0])
+    gate, value = gmm(x[order // ids.shape[1]], up, sizes, True).chunk(2, dim=-1)
+    y = gmm(nn.functional.silu(gate) * value, down, sizes, False) * weights.flatten()[order, None]
+    return torch.zeros_like(x).index_add_(0, order // ids.shape[1], y)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_grouped_product_of_another_library(named: bool) -> None:
+    """It is one if it is named; an unknown operator is left alone."""
+    x, up, down = torch.randn(7, 8), torch.randn(4, 24, 8), torch.randn(4, 12, 8)
+    given = x, torch.rand(7, 4).topk(2).indices, torch.rand(7, 2), up, down
+    options = {"grouped_mm": {"samoyeds_tests::gmm": "input weight sizes transposed"}} if named else {}
+    forward, report = compiled(of_another_library, **options)
+    with torch.no_grad():
+        close(forward(*given), of_another_library(*given))
+    assert [b.rewritten for b in report.blocks if b.rewritten] == [True] * named
 
 
 def test_bad_environment_is_no_matter_where_the_call_decides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,9 +281,22 @@ def test_model_without_moe() -> None:
 
 
 def test_disabled_family() -> None:
+    """Another one may still recognise the block; without both nothing does."""
     forward, report = compiled(moe(), disable=["grouped"])
     close(run(forward), run(moe()))
+    assert [b.rewritten for b in report.blocks] == [True]
+    forward, report = compiled(moe(), disable=["grouped", "written"])
+    close(run(forward), run(moe()))
     assert report.graphs and report.rewritten == []
+
+
+def test_every_family_can_be_disabled() -> None:
+    names = ("grouped", "gathered", "written", "dispatched")
+    assert tuple(f.name for f in FAMILIES) == names
+    assert Options.from_call(options={"disable": ",".join(names)}).disable == names
+    forward, report = compiled(moe(), disable=names)
+    close(run(forward), run(moe()))
+    assert report.graphs and report.blocks == []
 
 
 def test_rewriting_switched_off() -> None:
@@ -401,7 +480,7 @@ def test_any_step_may_fail(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_failing_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A defect of one family's rule leaves that block alone and says so."""
+    """A defect of one family's rule says so; the block is left alone unless another family recognises it."""
 
     def fail(*args: Any, **kwargs: Any) -> None:
         raise IndexError("planted failure")
@@ -409,6 +488,10 @@ def test_failing_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("samoyeds_compile.match.grouped.find_activation", fail)
     block = moe()
     forward, report = compiled(block)
+    close(run(forward), run(block))
+    assert report.graphs[0].problem is None and [b.rewritten for b in report.blocks] == [True]
+    torch._dynamo.reset()
+    forward, report = compiled(block, disable=["written"])
     close(run(forward), run(block))
     assert report.graphs[0].problem is None and report.rewritten == []
     assert ["planted failure" in (b.reason or "") for b in report.blocks] == [True]
@@ -427,52 +510,52 @@ def test_failing_report() -> None:
 # ----------------------------------------------------------------------------------- the rewrite is wrong
 
 
-def gelu_for_silu(region: MoERegion, *args: Any) -> Any:
-    original, region.activation = region.activation, "gelu(gate) * up"
+def gelu_for_silu(emitter: Any) -> Any:
+    original, emitter.region.activation = emitter.region.activation, "gelu(gate) * up"
     try:
-        return EMIT(region, *args)
+        return EMIT(emitter)
     finally:
-        region.activation = original
+        emitter.region.activation = original
 
 
-def ids_for_ids(region: MoERegion, graph: torch.fx.Graph, *args: Any) -> Any:
+def ids_for_ids(emitter: Any) -> Any:
     """Every slot goes to the next expert."""
-    node = EMIT(region, graph, *args)
-    with graph.inserting_before(node):
-        other = graph.call_function(torch.remainder, (node.args[1] + 1, region.num_experts))
+    node = EMIT(emitter)
+    with emitter.graph.inserting_before(node):
+        other = emitter.call(torch.remainder, emitter.call(torch.add, node.args[1], 1), emitter.region.num_experts)
     node.update_arg(1, other)
     return node
 
 
-def weights_squared(region: MoERegion, graph: torch.fx.Graph, *args: Any) -> Any:
-    node = EMIT(region, graph, *args)
-    with graph.inserting_before(node):
-        node.update_arg(2, graph.call_function(torch.square, (node.args[2],)))
+def weights_squared(emitter: Any) -> Any:
+    node = EMIT(emitter)
+    with emitter.graph.inserting_before(node):
+        node.update_arg(2, emitter.call(torch.square, node.args[2]))
     return node
 
 
-def without_gradient(region: MoERegion, graph: torch.fx.Graph, *args: Any) -> Any:
+def without_gradient(emitter: Any) -> Any:
     """The right result, but the experts learn nothing."""
-    node = EMIT(region, graph, *args)
-    with graph.inserting_before(node):
+    node = EMIT(emitter)
+    with emitter.graph.inserting_before(node):
         (down,) = node.args[5]
-        node.update_arg(5, [graph.call_method("detach", (down,))])
+        node.update_arg(5, [emitter.call(torch.detach, down)])
     return node
 
 
-def in_other_dtype(region: MoERegion, graph: torch.fx.Graph, *args: Any) -> Any:
-    node = EMIT(region, graph, *args)
+def in_other_dtype(emitter: Any) -> Any:
+    node = EMIT(emitter)
     node.update_arg(14, torch.float64)
     return node
 
 
-def nothing_runs(region: MoERegion, graph: torch.fx.Graph, *args: Any) -> Any:
-    node = EMIT(region, graph, *args)
+def nothing_runs(emitter: Any) -> Any:
+    node = EMIT(emitter)
     node.update_arg(10, "woven")
     return node
 
 
-EMIT = samoyeds_compile.rewrite._emit_canonical
+EMIT = samoyeds_compile.rewrite._Emitter.canonical
 
 
 @pytest.mark.parametrize("wrong", [gelu_for_silu, ids_for_ids, weights_squared, in_other_dtype, nothing_runs])
@@ -480,7 +563,7 @@ def test_wrong_rewrite_is_refused(
     wrong: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Validation sees it, the original stays, and the log and the report say so."""
-    monkeypatch.setattr(samoyeds_compile.rewrite, "_emit_canonical", wrong)
+    monkeypatch.setattr(samoyeds_compile.rewrite._Emitter, "canonical", wrong)
     block = moe()
     forward, report = compiled(block)
     close(run(forward), run(block))
@@ -492,7 +575,7 @@ def test_wrong_rewrite_is_refused(
 @pytest.mark.parametrize("wrong", [gelu_for_silu, weights_squared])
 def test_wrong_rewrite_without_validation(wrong: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted rewrites are wrong indeed: unvalidated, the wrong result comes out."""
-    monkeypatch.setattr(samoyeds_compile.rewrite, "_emit_canonical", wrong)
+    monkeypatch.setattr(samoyeds_compile.rewrite._Emitter, "canonical", wrong)
     block = moe()
     forward, report = compiled(block, validate=False)
     actual, expected = run(forward), run(block)
@@ -501,7 +584,7 @@ def test_wrong_rewrite_without_validation(wrong: Callable[..., Any], monkeypatch
 
 
 def test_wrong_gradient_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samoyeds_compile.rewrite, "_emit_canonical", without_gradient)
+    monkeypatch.setattr(samoyeds_compile.rewrite._Emitter, "canonical", without_gradient)
     block = moe().train()
     forward, report = compiled(block)
     forward(hidden_states()).sum().backward()
@@ -512,10 +595,10 @@ def test_wrong_gradient_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_refusal_of_one_block_spares_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two different structures in one graph: the wrong one is left, the right one rewritten."""
 
-    def only_silu_wrong(region: MoERegion, *args: Any) -> Any:
-        return gelu_for_silu(region, *args) if region.activation == "silu(gate) * up" else EMIT(region, *args)
+    def only_silu_wrong(emitter: Any) -> Any:
+        return gelu_for_silu(emitter) if emitter.region.activation == "silu(gate) * up" else EMIT(emitter)
 
-    monkeypatch.setattr(samoyeds_compile.rewrite, "_emit_canonical", only_silu_wrong)
+    monkeypatch.setattr(samoyeds_compile.rewrite._Emitter, "canonical", only_silu_wrong)
     first, second = moe(), moe()
     second.experts.act_fn = nn.Sigmoid()
     model = nn.Sequential(first, second)

@@ -3,11 +3,12 @@
 Validation is off throughout: the matcher alone must tell them apart. A real block is written out here once for each
 surface; an edit is a piece of its source and what stands there instead. ``DECLINED`` edits compute something that no
 block computes: they must be left alone, with a reason. ``REWRITTEN`` edits are blocks still, written in another way.
+``UNDERSTOOD`` edits are blocks still or contain one: a part is rewritten, and what is odd about it stays outside.
 """
 
 import inspect
 import linecache
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,14 +21,6 @@ from samoyeds_compile import Report
 from tests.models import families
 
 Block = Callable[..., Any]
-
-
-@pytest.fixture(autouse=True)
-def fresh_dynamo() -> Iterator[None]:
-    """No compiled code of one test is seen by another."""
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def compiled(function: Any) -> tuple[Any, Report]:
@@ -63,13 +56,33 @@ def test_sparse_attention_indexer(name: str) -> None:
     assert len(report.blocks) == len(report.rewritten) > 0
 
 
-@pytest.mark.parametrize("name", ["doge", "jetmoe", "llama4", "vitpose_backbone"])
+@pytest.mark.parametrize("name", ["doge", "jetmoe", "vitpose_backbone"])
 def test_other_mixtures(name: str) -> None:
-    """Product keys, routed attention, dense experts scaled before the products, experts chosen by data set."""
+    """Product keys, routed attention, experts chosen by data set."""
     entry = next(e for e in families.undecorated() if e.id == name)
     report, model = run_family(entry)
     assert any(isinstance(m, entry.load()) for m in model.modules())
     assert report.rewritten == []
+
+
+def test_weights_before_the_experts() -> None:
+    """llama4: every expert on every token, scaled by its weight before the products, with gradients."""
+    entry = next(e for e in families.undecorated() if e.id == "llama4")
+    model = families.build(entry)
+    inputs = families.inputs(entry, model)
+    forward, report = compiled(model)
+    gradients, outputs = [], []
+    for function in (model, forward):
+        model.zero_grad()
+        output = function(**inputs)
+        families.loss_of(output).backward()
+        outputs.append(families.logits_of(output).detach())
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    close(outputs[1], outputs[0])
+    close(gradients[1], gradients[0])
+    routers = [name for name in gradients[0] if "router" in name]
+    assert len(routers) == len(report.rewritten) == len(report.blocks) > 0
+    assert all(gradients[0][name].abs().max() > 0 for name in routers)
 
 
 # ------------------------------------------------------------------------------------- things of its own
@@ -211,6 +224,16 @@ def results_of_writes(function: Block, arguments: list[Tensor]) -> list[Any]:
     return [*outputs, *given]
 
 
+def assert_understood(block: Block) -> None:
+    """Something is rewritten; results and gradients are those of eager for any number of tokens."""
+    forward, report = compiled(block)
+    for tokens in (7, 5, 9, 1):
+        close(results(forward, operands(tokens)), results(block, operands(tokens)))
+    assert len(report.graphs) == 3  # 7, any number, 1
+    assert any(b.rewritten for b in report.graphs[0].blocks) and any(b.rewritten for b in report.graphs[2].blocks)
+    assert all(b.rewritten or b.reason for b in report.blocks)
+
+
 def compare(block: Block, arguments: list[Tensor] | None = None, writes: bool = False) -> Report:
     """What the backend reports of the block; its results were equal to those of eager."""
     arguments, observe = arguments or operands(), results_of_writes if writes else results
@@ -329,7 +352,6 @@ def test_dropout_module(block: Block, training: bool) -> None:
 
 NO_BIAS = ("z = z + up_bias[sorted_ids]", "pass", "y = y + down_bias[sorted_ids]", "pass")
 GROUPED_DECLINED = {
-    "histogram to E": ("max=E - 1", "max=E"),
     "histogram of E + 1": ("bins=E, min=0, max=E - 1)", "bins=E + 1, min=0, max=E)[:E]"),
     "histogram from 1": ("min=0, max=E - 1", "min=1, max=E"),
     "histogram of other ids": ("histc(sorted_ids.float()", "histc(ids2.reshape(-1).float()"),
@@ -340,14 +362,10 @@ GROUPED_DECLINED = {
     "rows of another sort": ("rows = x[perm // K]", "rows = x[torch.sort(ids2.reshape(-1))[1] // K]"),
     "rows of another k": ("x[perm // K]", "x[perm // (2 * K)]"),
     "rows by remainder": ("x[perm // K]", "x[perm % T]"),
-    "rows by slot": ("x[perm // K]", "torch.cat([x, x])[perm]"),
     "weights not permuted": ("weights.reshape(-1)[perm]", "weights.reshape(-1)"),
     "weights of another permutation": ("weights.reshape(-1)[perm]", "weights.reshape(-1)[ids2.reshape(-1).sort()[1]]"),
-    "weights transposed": ("weights.reshape(-1)[perm]", "weights.t().reshape(-1)[perm]"),
-    "weights squared": ("y * row_weights.unsqueeze(-1)", "y * row_weights.unsqueeze(-1) * row_weights.unsqueeze(-1)"),
     "weights added": ("y * row_weights.unsqueeze(-1)", "y + row_weights.unsqueeze(-1)"),
     "weights of features": ("y * row_weights.unsqueeze(-1)", "y * row_weights[:8]"),
-    "no weights": ("y = y * row_weights.unsqueeze(-1)", "y = y * 1"),
     "permutation instead of its inverse": ("y = y[inverse]", "y = y[perm]"),
     "no inverse": ("y = y[inverse]", "y = y.clone()"),
     "inverse filled backwards": ("torch.arange(perm.shape[0])", "torch.arange(perm.shape[0] - 1, -1, -1)"),
@@ -359,7 +377,6 @@ GROUPED_DECLINED = {
     "viewed as [1, S, H]": ("y.view(T, K, H).sum(dim=1)", "y.view(1, T * K, H).sum(dim=1)"),
     "sum over tokens": ("sum(dim=1)", "sum(dim=0)"),
     "sum over features": ("sum(dim=1)", "sum(dim=2)"),
-    "sum keeps k": ("sum(dim=1)", "sum(dim=1, keepdim=True)"),
     "mean over k": ("sum(dim=1)", "mean(dim=1)"),
     "largest of k": ("sum(dim=1)", "amax(dim=1)"),
     "bias of unsorted ids": ("up_bias[sorted_ids]", "up_bias[flat]"),
@@ -403,16 +420,11 @@ GROUPED_DECLINED = {
     "rounded before the first product": ("z = gmm(rows", "z = gmm(rows.half().float()"),
     "rounded before they are put back": ("y = y[inverse]", "y = y.half()[inverse].float()"),
     "rounded before the sum": ("y.view(T, K, H).sum", "y.view(T, K, H).half().sum"),
-    "summed in double": ("sum(dim=1)", "sum(dim=1, dtype=torch.float64)"),
     "second product in double": ("gmm(h, down.", "gmm(h.double(), down.double()."),
     "second product in bfloat16": (*NO_BIAS, "gmm(h, down.transpose(-2, -1), offsets)",
                                    "gmm(h.bfloat16(), down.bfloat16().transpose(-2, -1), offsets).float()"),
     "first product in bfloat16": (*NO_BIAS, "gmm(rows, up.transpose(-2, -1), offsets)",
                                   "gmm(rows.bfloat16(), up.bfloat16().transpose(-2, -1), offsets).float()"),
-    "two blocks of one routing": (
-        "return out",
-        "y = gmm(gmm(rows, up2.transpose(-2, -1), offsets)[:, :12], down.transpose(-2, -1), offsets); "
-        "return out, (y * row_weights.unsqueeze(-1))[inverse].view(T, K, H).sum(dim=1)"),
 }  # fmt: skip
 
 GROUPED_REWRITTEN = {
@@ -461,10 +473,28 @@ GROUPED_REWRITTEN = {
     "inverse returned": ("return out", "return out, inverse"),
 }
 
+GROUPED_UNDERSTOOD = {
+    "rows by slot": ("x[perm // K]", "torch.cat([x, x])[perm]"),
+    "weights transposed": ("weights.reshape(-1)[perm]", "weights.t().reshape(-1)[perm]"),
+    "weights squared": ("y * row_weights.unsqueeze(-1)", "y * row_weights.unsqueeze(-1) * row_weights.unsqueeze(-1)"),
+    "no weights": ("y = y * row_weights.unsqueeze(-1)", "y = y * 1"),
+    "sum keeps k": ("sum(dim=1)", "sum(dim=1, keepdim=True)"),
+    "summed in double": ("sum(dim=1)", "sum(dim=1, dtype=torch.float64)"),
+    "two blocks of one routing": (
+        "return out",
+        "y = gmm(gmm(rows, up2.transpose(-2, -1), offsets)[:, :12], down.transpose(-2, -1), offsets); "
+        "return out, (y * row_weights.unsqueeze(-1))[inverse].view(T, K, H).sum(dim=1)"),
+}  # fmt: skip
+
 
 @pytest.mark.parametrize("edit", GROUPED_DECLINED)
 def test_grouped_one_edit_away(edit: str) -> None:
     assert_declined(compare(edited(grouped, *GROUPED_DECLINED[edit])))
+
+
+@pytest.mark.parametrize("edit", GROUPED_UNDERSTOOD)
+def test_grouped_understood(edit: str) -> None:
+    assert_understood(edited(grouped, *GROUPED_UNDERSTOOD[edit]))
 
 
 @pytest.mark.parametrize("edit", GROUPED_REWRITTEN)
@@ -473,38 +503,20 @@ def test_grouped_written_otherwise(edit: str) -> None:
 
 
 GATHERED_DECLINED = {
-    "tokens k times as a whole": ("x.repeat_interleave(K, dim=0)", "x.repeat(K, 1)"),
-    "tokens scaled by their weight": ("rows.unsqueeze(-1)", "(rows * row_weights.unsqueeze(-1)).unsqueeze(-1)"),
-    "another column first": ("y = y * row_weights", "y = y * rows2[:, 0].unsqueeze(-1) * row_weights"),
     "a residual of each expert": ("y = y * row_weights", "y = (y + rows) * row_weights"),
     "second product in double": ("torch.bmm(down[flat], h.", "torch.bmm(down.double()[flat], h.double()."),
-    "transposed differently": ("torch.bmm(up[flat], rows.unsqueeze(-1)).squeeze(-1)",
-                               "torch.bmm(rows.unsqueeze(1), up.mT[flat]).squeeze(1)"),
-    "tokens by a list of counts": ("x.repeat_interleave(K, dim=0)",
-                                   "x.repeat_interleave(torch.full((T,), K), dim=0, output_size=T * K)"),
-    "features instead of tokens": ("x.repeat_interleave(K, dim=0)", "x.repeat_interleave(K, dim=1).view(T * K, H)"),
     "ids transposed": ("flat = ids.reshape(-1)", "flat = ids.t().reshape(-1)"),
     "ids plus one": ("flat = ids.reshape(-1)", "flat = (ids.reshape(-1) + 1) % E"),
-    "weights transposed": ("weights.reshape(-1)", "weights.t().reshape(-1)"),
-    "weights of tokens": ("weights.reshape(-1)", "weights[:, 0].repeat_interleave(K)"),
     "other ids in the second product": ("down[flat]", "down[ids2.reshape(-1)]"),
     "bias of other ids": ("up_bias[flat]", "up_bias[ids2.reshape(-1)]"),
-    "second bias of other ids": ("down_bias[flat]", "down_bias[ids2.reshape(-1)]"),
     "a third product": ("h = F.silu(gate) * value",
                         "h = F.silu(gate) * value + torch.bmm(up2[flat], rows.unsqueeze(-1)).squeeze(-1)[:, :12]"),
     "a third product beside": ("return out", "return out, torch.bmm(up2[flat], rows.unsqueeze(-1))"),
     "other rows in the second product": ("h.unsqueeze(-1)", "rows2.unsqueeze(-1)"),
     "products accumulate": ("torch.bmm(down[flat], h.unsqueeze(-1)).squeeze(-1)",
                             "torch.baddbmm(rows.unsqueeze(-1), down[flat], h.unsqueeze(-1)).squeeze(-1)"),
-    "no weights": ("y = y * row_weights.unsqueeze(-1)", "y = y * 1"),
-    "weights added": ("y * row_weights.unsqueeze(-1)", "y + row_weights.unsqueeze(-1)"),
-    "viewed as [K, T, H]": ("y.view(T, K, H).sum(dim=1)", "y.view(K, T, H).sum(dim=0)"),
-    "sum over tokens": ("sum(dim=1)", "sum(dim=0)"),
-    "sum keeps k": ("sum(dim=1)", "sum(dim=1, keepdim=True)"),
-    "mean over k": ("sum(dim=1)", "mean(dim=1)"),
     "clamped ids keep their weight": ("flat = ids.reshape(-1)", "flat = (ids + 1).reshape(-1).clamp(0, E - 1)"),
     "ids clamped too low": ("flat = ids.reshape(-1)", "flat = ids.reshape(-1).clamp(0, E - 2)"),
-    "a row more": ("out = y.view", "y = y + rows; out = y.view"),
     "h returned": ("return out", "return out, h"),
     "z returned": ("return out", "return out, z"),
 }  # fmt: skip
@@ -526,10 +538,51 @@ GATHERED_REWRITTEN = {
     "result changed in place": ("return out", "return out.add_(x)"),
 }  # fmt: skip
 
+GATHERED_UNDERSTOOD = {
+    "tokens k times as a whole": ("x.repeat_interleave(K, dim=0)", "x.repeat(K, 1)"),
+    "tokens scaled by their weight": ("rows.unsqueeze(-1)", "(rows * row_weights.unsqueeze(-1)).unsqueeze(-1)"),
+    "another column first": ("y = y * row_weights", "y = y * rows2[:, 0].unsqueeze(-1) * row_weights"),
+    "transposed differently": ("torch.bmm(up[flat], rows.unsqueeze(-1)).squeeze(-1)",
+                               "torch.bmm(rows.unsqueeze(1), up.mT[flat]).squeeze(1)"),
+    "tokens by a list of counts": ("x.repeat_interleave(K, dim=0)",
+                                   "x.repeat_interleave(torch.full((T,), K), dim=0, output_size=T * K)"),
+    "features instead of tokens": ("x.repeat_interleave(K, dim=0)", "x.repeat_interleave(K, dim=1).view(T * K, H)"),
+    "weights transposed": ("weights.reshape(-1)", "weights.t().reshape(-1)"),
+    "weights of tokens": ("weights.reshape(-1)", "weights[:, 0].repeat_interleave(K)"),
+    "second bias of other ids": ("down_bias[flat]", "down_bias[ids2.reshape(-1)]"),
+    "no weights": ("y = y * row_weights.unsqueeze(-1)", "y = y * 1"),
+    "weights added": ("y * row_weights.unsqueeze(-1)", "y + row_weights.unsqueeze(-1)"),
+    "viewed as [K, T, H]": ("y.view(T, K, H).sum(dim=1)", "y.view(K, T, H).sum(dim=0)"),
+    "sum over tokens": ("sum(dim=1)", "sum(dim=0)"),
+    "sum keeps k": ("sum(dim=1)", "sum(dim=1, keepdim=True)"),
+    "mean over k": ("sum(dim=1)", "mean(dim=1)"),
+    "a row more": ("out = y.view", "y = y + rows; out = y.view"),
+}  # fmt: skip
+
+
+HISTOGRAM_TO_E = ("max=E - 1", "max=E")
+
+
+def test_histogram_to_e() -> None:
+    """As torchtitan counts: one bin for each id in range too."""
+    assert_understood(edited(grouped, *HISTOGRAM_TO_E))
+
+
+@pytest.mark.xfail(strict=True, reason="ids of E are taken to be nobody's, but such a histogram counts them as E - 1")
+def test_histogram_to_e_of_ids_of_nobody() -> None:
+    arguments = operands()
+    arguments[1] = torch.rand(7, 5).topk(2).indices
+    compare(edited(grouped, *NO_BIAS, *HISTOGRAM_TO_E), arguments)
+
 
 @pytest.mark.parametrize("edit", GATHERED_DECLINED)
 def test_gathered_one_edit_away(edit: str) -> None:
     assert_declined(compare(edited(gathered, *GATHERED_DECLINED[edit])))
+
+
+@pytest.mark.parametrize("edit", GATHERED_UNDERSTOOD)
+def test_gathered_understood(edit: str) -> None:
+    assert_understood(edited(gathered, *GATHERED_UNDERSTOOD[edit]))
 
 
 @pytest.mark.parametrize("edit", GATHERED_REWRITTEN)
@@ -555,9 +608,9 @@ def test_validation_agrees(edit: str) -> None:
 
 
 SAME_SHAPE = {
-    **{edit: (grouped, *GROUPED_DECLINED[edit]) for edit in
+    **{edit: (grouped, *(GROUPED_DECLINED | GROUPED_UNDERSTOOD)[edit]) for edit in
        ("rows by remainder", "rows by slot", "weights transposed", "viewed as [K, T, H]", "sum over tokens")},
-    **{f"{edit} (gathered)": (gathered, *GATHERED_DECLINED[edit]) for edit in
+    **{f"{edit} (gathered)": (gathered, *(GATHERED_DECLINED | GATHERED_UNDERSTOOD)[edit]) for edit in
        ("tokens k times as a whole", "ids transposed", "weights transposed", "viewed as [K, T, H]", "sum over tokens")},
 }  # fmt: skip
 
@@ -604,24 +657,27 @@ SENTINELS = """flat = ids.reshape(-1); away = flat {test}; flat = flat.clamp(0, 
     row_weights = weights.reshape(-1).masked_fill(away, {fill})
     pass #"""
 MASKED = {
-    "as it should be": (">= E", "0.0", True),
-    "mask leaves E": ("> E", "0.0", False),
-    "mask takes E - 1 too": (">= E - 1", "0.0", False),
-    "mask takes all but E": ("< E", "0.0", False),
-    "filled with one": (">= E", "1.0", False),
+    "as it should be": (">= E", "0.0"),
+    "mask leaves E": ("> E", "0.0"),
+    "mask takes E - 1 too": (">= E - 1", "0.0"),
+    "mask takes all but E": ("< E", "0.0"),
+    "filled with one": (">= E", "1.0"),
 }
 
 
 @pytest.mark.parametrize("edit", MASKED)
 def test_sentinels_of_expert_parallelism(edit: str) -> None:
-    """Ids up to E, clamped into range for the gather; the mask must be of exactly those that were clamped."""
-    test, fill, is_block = MASKED[edit]
+    """Ids up to E, clamped into range for the gather; only the right mask makes them nobody's.
+
+    The others are blocks of the clamped ids, with the weights that the mask leaves.
+    """
+    test, fill = MASKED[edit]
     text = SENTINELS.format(test=test, fill=fill)
     block = edited(gathered, "flat = ids.reshape(-1)\n    row_weights =", text)
     arguments = operands()
     arguments[1] = torch.rand(7, 5).topk(2).indices
     assert (arguments[1] == 4).any()
-    (assert_rewritten if is_block else assert_declined)(compare(block, arguments))
+    assert_rewritten(compare(block, arguments))
 
 
 NOBODYS = (
@@ -687,6 +743,9 @@ EARLY = {
     "a view of the ids": "ids.view(-1)[:3].fill_(1)",
 }
 """Operands that are read before the activation."""
+NOT_TOO_EARLY = [(gathered, what) for what in ("tokens", "a view of the tokens", "weights")]
+"""The tokens were copied once for each slot, and these copies stay; the weights are read through a view, afterwards."""
+TOO_EARLY = [(block, what) for block in (grouped, gathered) for what in EARLY if (block, what) not in NOT_TOO_EARLY]
 LATE = {
     "second weight": "down.mul_(2)",
     "a view of the second weight": "down[0].zero_()",
@@ -696,12 +755,24 @@ LATE = {
 WRITTEN = EARLY | LATE
 
 
-@pytest.mark.parametrize("block", [grouped, gathered])
-@pytest.mark.parametrize("what", EARLY)
+@pytest.mark.parametrize(("block", "what"), TOO_EARLY)
 def test_operand_changed_after_it_was_read(block: Block, what: str) -> None:
     """The rewritten block would read it at the end, with the new values."""
     changed = edited(block, "h = F.silu(gate) * value\n", f"{EARLY[what]}; h = F.silu(gate) * value\n")
     assert_declined(compare(changed, writes=True))
+
+
+@pytest.mark.parametrize(("block", "what"), NOT_TOO_EARLY)
+def test_operand_changed_after_it_was_copied(block: Block, what: str) -> None:
+    changed = edited(block, "h = F.silu(gate) * value\n", f"{EARLY[what]}; h = F.silu(gate) * value\n")
+    assert_rewritten(compare(changed, writes=True))
+
+
+@pytest.mark.parametrize("first", ["", "weights.mul_(2); "])
+def test_weights_changed_after_they_were_read(first: str) -> None:
+    """Behind the weighting and before the sum, where the rewritten block stands."""
+    write = f"    {first}y = y * row_weights.unsqueeze(-1); weights.zero_()"
+    assert_either(compare(edited(gathered, "    y = y * row_weights.unsqueeze(-1)", write), writes=True))
 
 
 @pytest.mark.parametrize("block", [grouped, gathered])

@@ -1,6 +1,6 @@
 """Translation validation: blocks of any style and size are compared indeed, and a wrong rewrite of any is refused."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,19 +18,11 @@ from samoyeds_compile.replay.cases import Case
 from samoyeds_compile.replay.numbers import Dimensions, Numbers
 from samoyeds_compile.replay.replay import Outcome, Replay
 from samoyeds_compile.replay.search import Assignment, settle
-from samoyeds_compile.rewrite import operand_node
-from samoyeds_compile.validate import Validator, Verdict
+from samoyeds_compile.rewrite import emit_region
+from samoyeds_compile.validate import Validator
 from tests.blocks import Block
 
 EXPERTS, TOP_K = 4, 2
-
-
-@pytest.fixture(autouse=True)
-def fresh_dynamo() -> Iterator[None]:
-    """No compiled code of one test is seen by another."""
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 @pytest.fixture
@@ -74,15 +66,15 @@ SIZES = {
 }
 
 
-def wrong_activation(region: MoERegion, *args: Any) -> Any:
-    original, region.activation = region.activation, "gelu(gate) * up"
+def wrong_activation(emitter: Any) -> Any:
+    original, emitter.region.activation = emitter.region.activation, "gelu(gate) * up"
     try:
-        return EMIT(region, *args)
+        return EMIT(emitter)
     finally:
-        region.activation = original
+        emitter.region.activation = original
 
 
-EMIT = samoyeds_compile.rewrite._emit_canonical
+EMIT = samoyeds_compile.rewrite._Emitter.canonical
 
 
 def report_of(sizes: str, style: str, train: bool) -> Report:
@@ -118,7 +110,7 @@ def test_no_tokens(style: str, compared: dict[str, Outcome]) -> None:
 @pytest.mark.parametrize("style", ["grouped", "gathered"])
 @pytest.mark.parametrize("sizes", SIZES)
 def test_equal_sizes_of_a_wrong_rewrite(sizes: str, style: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samoyeds_compile.rewrite, "_emit_canonical", wrong_activation)
+    monkeypatch.setattr(samoyeds_compile.rewrite._Emitter, "canonical", wrong_activation)
     report = report_of(sizes, style, train=False)
     assert report.rewritten == [] and "deviates" in report.blocks[0].reason
 
@@ -190,9 +182,8 @@ def dense_repeat(x: Tensor, ids: Tensor, weights: Tensor, gate: Tensor, up: Tens
 
 def batched(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """Rows already dispatched."""
-    experts, capacity, hidden = x.shape
     h = F.silu(torch.bmm(x, gate.transpose(1, 2))) * torch.bmm(x, up.transpose(1, 2))
-    return torch.bmm(h.view(experts, capacity, -1), down.transpose(1, 2)).view(experts * capacity, hidden)
+    return torch.bmm(h.view(x.size(0), x.size(1), -1), down.transpose(1, 2))
 
 
 def ffn(rows: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
@@ -281,34 +272,6 @@ def between(region: MoERegion) -> list[Value]:
     return sorted(members, key=lambda v: v.position)
 
 
-def emit(region: MoERegion, graph: fx.Graph, node_of: Callable[[Value], fx.Node]) -> fx.Node:
-    """The replacement of a region of any style, with one stack for each projection."""
-
-    def stack(linear: Linear) -> fx.Node:
-        nodes = [node_of(w) for w in linear.weights]
-        return nodes[0] if len(nodes) == 1 else graph.call_function(torch.stack, (nodes,))
-
-    gate, up, down = map(stack, region.projections)
-    if region.expert_ids is None:
-        return graph.call_function(batched_ffn, (node_of(region.x), gate, up, down, region.activation))
-    operands = [operand_node(o, graph, node_of) for o in (region.x, region.expert_ids, region.expert_weights)]
-    out = graph.call_function(torch.ops.samoyeds.moe_experts.default, (
-        *operands, gate, up, down, None, None, None, region.activation, "separate", "out_in", torch.float32,
-        torch.float32))  # fmt: skip
-    return graph.call_method("view", (out, tuple(map(hint, region.output.shape))))
-
-
-def batched_ffn(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, activation: str) -> Tensor:
-    act = F.silu if activation == "silu(gate) * up" else F.gelu
-    h = act(torch.bmm(x, gate.mT)) * torch.bmm(x, up.mT)
-    return torch.bmm(h, down.mT).flatten(0, 1)
-
-
-def check(region: MoERegion, monkeypatch: pytest.MonkeyPatch) -> Verdict:
-    monkeypatch.setattr(replacement, "emit_region", emit)
-    return Validator().check(region)
-
-
 NUMBERS = {
     "small": (6, 16, 24, EXPERTS),
     "large": (30, 136, 100, EXPERTS),
@@ -325,15 +288,15 @@ FEW = [(style, numbers) for style in STYLES for numbers in NUMBERS if not (STYLE
 
 
 @pytest.mark.parametrize(("style", "numbers"), FEW)
-def test_style(style: str, numbers: str, compared: dict[str, Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_style(style: str, numbers: str, compared: dict[str, Outcome]) -> None:
     region = region_of(*STYLES[style], *NUMBERS[numbers])
-    verdict = check(region, monkeypatch)
+    verdict = Validator().check(region)
     assert verdict.problem is None and verdict.deviation < 1e-4
     assert all_compared(compared)
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_style_with_symbolic_tokens(style: str, compared: dict[str, Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_style_with_symbolic_tokens(style: str, compared: dict[str, Outcome]) -> None:
     function, separate = STYLES[style]
     x = tokens_of(function, 30, 136)
     ids = torch.rand(30, EXPERTS).topk(TOP_K).indices.view(*x.shape[:-1], TOP_K)
@@ -343,30 +306,30 @@ def test_style_with_symbolic_tokens(style: str, compared: dict[str, Outcome], mo
     graph = capture(function, x, ids, weights, *matrices(EXPERTS, 136, 100, separate))
     region = build(graph, separate)
     assert any(isinstance(size, torch.SymInt) for size in region.output.shape)
-    verdict = check(region, monkeypatch)
+    verdict = Validator().check(region)
     assert verdict.problem is None and all_compared(compared)
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_style_wrongly_rewritten(style: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_style_wrongly_rewritten(style: str) -> None:
     region = region_of(*STYLES[style], *NUMBERS["T = H"])
     region.activation = "gelu(gate) * up"
-    assert "deviates" in (check(region, monkeypatch).problem or "")
+    assert "deviates" in (Validator().check(region).problem or "")
 
 
 @pytest.mark.parametrize("style", ["loop over one_hot", "loop over ==", "split by tolist"])
-def test_experts_in_another_order(style: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experts_in_another_order(style: str) -> None:
     """The last expert's matrices for the first one's: seen at a single expert of many."""
     region = region_of(*STYLES[style], 12, 16, 24, 10)
     down = region.down.weights
     region.down = Linear((down[-1], *down[1:-1], down[0]), None, False, region.output, torch.float32)
-    assert "deviates" in (check(region, monkeypatch).problem or "")
+    assert "deviates" in (Validator().check(region).problem or "")
 
 
-def test_experts_of_one_fixed_token_are_all_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experts_of_one_fixed_token_are_all_tried() -> None:
     """A single token cannot hit every expert at once, so the case is repeated."""
     region = region_of(loop_eq, True, 1, 16, 24, 10)
-    verdict = check(region, monkeypatch)
+    verdict = Validator().check(region)
     assert verdict.problem is None
     down = region.down.weights
     for wrong in (0, 4, 8):
@@ -385,11 +348,11 @@ CAPACITIES = {
 
 
 @pytest.mark.parametrize("numbers", CAPACITIES)
-def test_rows_already_dispatched(numbers: str, compared: dict[str, Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_already_dispatched(numbers: str, compared: dict[str, Outcome]) -> None:
     rows, hidden, width, experts = CAPACITIES[numbers]
     graph = capture(batched, torch.randn(experts, rows, hidden), *matrices(experts, hidden, width, False))
     region = build(graph, False)
-    assert check(region, monkeypatch).problem is None
+    assert Validator().check(region).problem is None
     assert all_compared(compared, {"five rows an expert", "one row an expert", "rows in a non-contiguous view"})
     region.activation = "gelu(gate) * up"
     assert "deviates" in (Validator().check(region).problem or "")
@@ -416,13 +379,13 @@ def two_choices(
 
 
 @pytest.mark.parametrize("tokens", [30, 128, 1])
-def test_choices_apart(tokens: int, compared: dict[str, Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choices_apart(tokens: int, compared: dict[str, Outcome]) -> None:
     first, second = torch.rand(tokens, EXPERTS).topk(2).indices.unbind(1)
     weights = torch.rand(2, tokens).unbind(0)
     graph = capture(two_choices, torch.randn(tokens, 128), first, second, *weights, *matrices(EXPERTS, 128, 96, False))
     region = build(graph, False)
     assert isinstance(region.expert_ids, Derived)
-    assert check(region, monkeypatch).problem is None and all_compared(compared)
+    assert Validator().check(region).problem is None and all_compared(compared)
 
 
 def test_norm_over_a_width_that_shrinks(compared: dict[str, Outcome]) -> None:
@@ -445,14 +408,14 @@ def fixed_tokens(x: Tensor, ids: Tensor, weights: Tensor, gate: Tensor, up: Tens
     return gather_einsum(x.view(3, 4, -1).reshape(12, -1), ids, weights, gate, up, down)
 
 
-def test_tokens_that_cannot_be_fewer(compared: dict[str, Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_that_cannot_be_fewer(compared: dict[str, Outcome]) -> None:
     """Then the block is compared with as many as it has, and a single token is no case."""
     region = region_of(fixed_tokens, False, 12, 136, 100, EXPERTS)
-    assert check(region, monkeypatch).problem is None
+    assert Validator().check(region).problem is None
     assert all_compared(compared, ALL_CASES - {"one token"})
 
 
-def test_block_that_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block_that_does_not_run() -> None:
     """What cannot be compared is not rewritten."""
     region = region_of(gather_einsum, False, 12, 136, 100, EXPERTS)
 
@@ -460,7 +423,7 @@ def test_block_that_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("planted failure")
 
     region.members[0].node.op, region.members[0].node.target = "call_function", fail
-    verdict = check(region, monkeypatch)
+    verdict = Validator().check(region)
     assert "could not be replayed" in (verdict.problem or "") and "planted failure" in (verdict.problem or "")
     assert verdict.deviation == float("inf")
 
@@ -473,7 +436,7 @@ def test_too_few_cases(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Replay, "compare", only_required)
     region = region_of(gather_einsum, False, 12, 16, 24, EXPERTS)
-    assert "only 2 cases could be compared" in (check(region, monkeypatch).problem or "")
+    assert "only 2 cases could be compared" in (Validator().check(region).problem or "")
 
 
 def test_gradient_of_one_separate_expert(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -485,7 +448,7 @@ def test_gradient_of_one_separate_expert(monkeypatch: pytest.MonkeyPatch) -> Non
         def node(value: Value) -> fx.Node:
             return graph.call_method("detach", (node_of(value),)) if value is frozen else node_of(value)
 
-        return emit(region, graph, node)
+        return emit_region(region, graph, node)
 
     monkeypatch.setattr(replacement, "emit_region", detached)
     assert "deviates" in (Validator().check(region).problem or "")
@@ -498,7 +461,7 @@ def layers(x: Tensor, ids: Tensor, weights: Tensor, *experts: Tensor) -> Tensor:
     return loop_eq(loop_eq(x, ids, weights, *experts[:half]), ids, weights, *experts[half:])
 
 
-def test_layers_share_a_verdict(compared: dict[str, Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_share_a_verdict(compared: dict[str, Outcome]) -> None:
     """Two loops with symbols of their own for the rows of each expert are one structure; another activation is not."""
     tokens = torch.randn(6, 16), torch.rand(6, EXPERTS).topk(TOP_K).indices, torch.rand(6, TOP_K)
     graph = capture(layers, *tokens, *matrices(2 * EXPERTS, 16, 24, True))
@@ -516,7 +479,6 @@ def test_layers_share_a_verdict(compared: dict[str, Outcome], monkeypatch: pytes
     for region in regions:
         region.members = between(region)
     validator = Validator()
-    monkeypatch.setattr(replacement, "emit_region", emit)
     first, second = map(validator.check, regions)
     assert first.problem is None and second is first
     regions[1].activation = "gelu(gate) * up"

@@ -28,9 +28,9 @@ _CHOICES = frozenset(("topk", "argmax", "max", "sort", "argsort", "multinomial")
 _DISPATCH = frozenset(
     "view reshape flatten unflatten squeeze unsqueeze permute transpose t getattr slice select narrow item chunk split "
     "unbind index index_select gather take_along_dim repeat_interleave repeat tile expand expand_as contiguous clone "
-    "detach stack cat to type_as eq ne ge gt lt le one_hot where nonzero sort argsort cumsum bincount histc sum any amax "
-    "scatter scatter_add index_put masked_fill mul add sub div floor_divide remainder sigmoid softmax logical_not logical_and "
-    "bitwise_not bitwise_and invert and_ arange empty_like zeros_like float max getitem".split()
+    "detach stack cat to type_as eq ne ge gt lt le one_hot where nonzero sort argsort cumsum bincount histc sum any "
+    "amax scatter scatter_add index_put masked_fill mul add sub div floor_divide remainder sigmoid softmax logical_not "
+    "logical_and bitwise_not bitwise_and invert and_ arange empty_like zeros_like float max getitem".split()
 )
 """Ops by which routing turns into masks, permutations, rows and tables of weights."""
 
