@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from samoyeds_compile import Report
+from tests.coverage_page import cell, mode
 from tests.models import families
 
 CLASSES = {entry.id: entry for entry in families.decorated_experts_classes()}
@@ -64,6 +65,7 @@ def check(entry, implementation, train, base="aot_eager"):
     assert new_grads.keys() == grads.keys()
     wrong = {name: relative(new_grads[name], grad) for name, grad in grads.items()}
     assert {name: d for name, d in wrong.items() if d >= TOLERANCE} == {}
+    return report
 
 
 def test_enumeration_is_complete():
@@ -81,9 +83,10 @@ def test_enumeration_is_complete():
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("implementation", ["grouped_mm", "batched_mm"])
 @pytest.mark.parametrize("name", CLASSES)
-def test_family(name, implementation, train):
+def test_family(name, implementation, train, record_property):
     base = families.recipe_of(CLASSES[name]).train_base if train else "aot_eager"
-    check(CLASSES[name], implementation, train, base)
+    report = check(CLASSES[name], implementation, train, base)
+    record_property(*cell("decorated", name, f"{implementation}, {mode(train)}", report))
 
 
 @pytest.mark.inductor
