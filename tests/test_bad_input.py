@@ -1,7 +1,7 @@
 """What goes wrong: options, operands, a step of the pipeline, a rewrite. Errors say what to do; models go on."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,6 @@ from samoyeds_compile.match.region import MoERegion
 from tests.models import families
 
 CLASSES = {entry.id: entry for entry in families.decorated_experts_classes()}
-
-
-@pytest.fixture(autouse=True)
-def fresh_dynamo() -> Iterator[None]:
-    """No compiled code of one test is seen by another."""
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def moe() -> nn.Module:

@@ -28,10 +28,9 @@ UNACCOUNTED = capture.unaccounted
 
 
 @pytest.fixture(autouse=True)
-def fresh_dynamo() -> Iterator[None]:
-    torch._dynamo.reset()
+def settings_stay() -> Iterator[None]:
+    """Whatever a test does, Dynamo's settings are afterwards what they were."""
     yield
-    torch._dynamo.reset()
     assert settings() == (False, False)
 
 

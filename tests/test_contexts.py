@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,14 +19,6 @@ IMPLEMENTATIONS = ["grouped_mm", "batched_mm"]
 MODELS = [("mixtral", "grouped_mm"), ("gpt_oss", "batched_mm")]
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 """Relative to the largest entry."""
-
-
-@pytest.fixture(autouse=True)
-def fresh_dynamo() -> Iterator[None]:
-    """No compiled code of one test is seen by another."""
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def build(name: str = "mixtral", implementation: str = "grouped_mm", dtype: torch.dtype = torch.float32) -> nn.Module:

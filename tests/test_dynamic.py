@@ -1,6 +1,6 @@
 """Token counts that change: results stay those of eager, and nothing is compiled more often than without a rewrite."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,14 +14,6 @@ from tests.models import families
 CLASSES = {entry.id: entry for entry in families.decorated_experts_classes()}
 SURFACES = [("mixtral", "grouped_mm"), ("mixtral", "batched_mm"), ("gpt_oss", "grouped_mm")]
 LENGTHS = (16, 24, 40, 1, 7)
-
-
-@pytest.fixture(autouse=True)
-def fresh_dynamo() -> Iterator[None]:
-    """No compiled code of one test is seen by another."""
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def build(name: str, implementation: str) -> nn.Module:

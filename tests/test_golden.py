@@ -27,7 +27,6 @@ def text_of(gm):
 
 def stages_of(block):
     """The graph of a block after each editing step."""
-    torch._dynamo.reset()
     texts = {}
 
     def backend(gm, example_inputs):

@@ -1,7 +1,7 @@
 """Compiled code reads the weights that its module has now, whichever module that is, and recompiles for none."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,14 +15,6 @@ from tests.models import families
 CLASSES = {entry.id: entry for entry in families.decorated_experts_classes()}
 SURFACES = [("mixtral", "grouped_mm"), ("mixtral", "batched_mm"), ("gpt_oss", "grouped_mm")]
 Compile = Callable[[Any], Any]
-
-
-@pytest.fixture(autouse=True)
-def fresh_dynamo() -> Iterator[None]:
-    """No compiled code of one test is seen by another."""
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 class Samoyeds:

@@ -7,7 +7,7 @@ block computes: they must be left alone, with a reason. ``REWRITTEN`` edits are 
 
 import inspect
 import linecache
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,14 +20,6 @@ from samoyeds_compile import Report
 from tests.models import families
 
 Block = Callable[..., Any]
-
-
-@pytest.fixture(autouse=True)
-def fresh_dynamo() -> Iterator[None]:
-    """No compiled code of one test is seen by another."""
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def compiled(function: Any) -> tuple[Any, Report]:

@@ -17,7 +17,6 @@ from tests.ops.operands import operands
 
 
 def lowered_ops(style, tokens, grad=False, dynamic=False):
-    torch._dynamo.reset()
     found = []
 
     def backend(gm, example_inputs):

@@ -1,6 +1,6 @@
 """Translation validation: blocks of any style and size are compared indeed, and a wrong rewrite of any is refused."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,14 +23,6 @@ from samoyeds_compile.validate import Validator, Verdict
 from tests.blocks import Block
 
 EXPERTS, TOP_K = 4, 2
-
-
-@pytest.fixture(autouse=True)
-def fresh_dynamo() -> Iterator[None]:
-    """No compiled code of one test is seen by another."""
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ class KnownSizes:
         expression = size.node.expr
         if not self._replacements or expression.free_symbols.isdisjoint(self._replacements):
             return expression
-        return expression.xreplace(self._replacements).simplify()
+        return sympy.expand(expression.xreplace(self._replacements))  # a sum of sizes; simplify() takes far longer
 
 
 @dataclass(eq=False)

@@ -27,7 +27,6 @@ def outputs_and_grads(model, forward, x):
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("style", ["grouped", "gathered"])
 def test_block(style, dtype, bias, base):
-    torch._dynamo.reset()
     model, report = on_cuda(style, dtype, bias=bias), Report()
     compiled = torch.compile(model, backend="samoyeds", options={"report": report, "base": base})
     for tokens in (1, 7, 300):
@@ -55,7 +54,6 @@ def test_ops_do_not_synchronise():
 
 
 def test_cuda_graph():
-    torch._dynamo.reset()
     model = on_cuda("grouped", torch.bfloat16)
     compiled = torch.compile(model, backend="samoyeds", mode="reduce-overhead")
     x = torch.randn(16, 64, device="cuda", dtype=torch.bfloat16)

@@ -11,7 +11,6 @@ from samoyeds_compile.graph.values import read_values
 
 def view_of(function, *inputs):
     """The view of what Dynamo captures of ``function``."""
-    torch._dynamo.reset()
     captured = []
 
     def backend(gm, example_inputs):

@@ -16,11 +16,6 @@ from samoyeds_compile import IntegrationError, Report, moe_experts
 H, INNER, E, K = 8, 12, 4, 2
 
 
-@pytest.fixture(autouse=True)
-def fresh():
-    torch._dynamo.reset()
-
-
 class Listed(nn.Module):
     """Experts as modules of their own, called in ways that no graph can hold."""
 

@@ -21,11 +21,6 @@ BLOCKS = 2
 TOLERANCE = 2e-5
 
 
-@pytest.fixture(autouse=True)
-def fresh():
-    torch._dynamo.reset()
-
-
 def build(entry, train=False, dtype=torch.float32, dropout=0.0):
     model = families.build(entry, dtype=dtype).train(train)
     for module in model.modules():

@@ -105,7 +105,6 @@ def test_reads_foreign_rows_and_is_refused():
 
 def compare(model, rewritten=True):
     """Compile on the eager base, without validation, and compare outputs and gradients; returns the block's entry."""
-    torch._dynamo.reset()
     x, report = torch.randn(7, 16, requires_grad=True), Report()
     options = {"base": "eager", "report": report, "validate": False}
     results = []

@@ -64,7 +64,6 @@ def opaque(self, logits, tokens):
     ],
 )
 def test_router_name(route, name):
-    torch._dynamo.reset()
     report = Report()
     model = torch.compile(Routed(route), backend="samoyeds", options={"base": "eager", "report": report})
     model(torch.randn(5, 16), torch.randint(0, 10, (5,)))

@@ -55,7 +55,6 @@ SPELLINGS = {
 
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_spelling(name):
-    torch._dynamo.reset()
     model, report, x = Spelled(**SPELLINGS[name]), Report(), torch.randn(5, 16)
     compiled = torch.compile(model, backend="samoyeds", options={"base": "eager", "report": report})
     torch.testing.assert_close(compiled(x), model(x))
@@ -75,7 +74,6 @@ class MaskedRouter(Block):
 
 @pytest.mark.parametrize("style", ["grouped", "gathered"])
 def test_operands_written_in_place_before_the_block(style):
-    torch._dynamo.reset()
     model, report, x = MaskedRouter(style), Report(), torch.randn(9, 16)
     compiled = torch.compile(model, backend="samoyeds", options={"base": "eager", "report": report})
     torch.testing.assert_close(compiled(x), model(x))
@@ -111,7 +109,6 @@ class OnCuda(Block):
 @pytest.mark.parametrize("sentinels", [False, True])
 def test_cuda_spelling(sentinels):
     """Captured on the meta device, where nothing runs, so that the match alone is tested."""
-    torch._dynamo.reset()
     found = []
 
     def backend(gm, example_inputs):

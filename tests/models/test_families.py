@@ -53,7 +53,6 @@ def blocks_that_run(entry, model):
 
 
 def check(entry, implementation, train, base="aot_eager"):
-    torch._dynamo.reset()
     model, inputs = build(entry, implementation, train)
     logits, grads = run(model, model, inputs, train)
     forward, report = compiled(model, base)

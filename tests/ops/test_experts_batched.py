@@ -70,7 +70,6 @@ def test_second_derivative(separate):
 @pytest.mark.parametrize("separate", ["", "gate,up,down"], ids=["stack", "matrices"])
 def test_symbolic_capacity(separate):
     """One graph for every number of rows."""
-    torch._dynamo.reset()
     args = operands(4, 4, 3, 16, 8, "separate", "out_in", True, separate=separate)
     graphs = []
 

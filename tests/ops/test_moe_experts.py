@@ -169,7 +169,6 @@ def test_output_dtype_and_compute_dtype():
 @pytest.mark.inductor
 @pytest.mark.parametrize("weighting", ["output", "input"])
 def test_separate_matrices_under_inductor(weighting):
-    torch._dynamo.reset()
     args = operands(13, 9, 2, 5, 16, 8, "separate", "out_in", True, separate="gate,up,down", weighting=weighting)
     compiled = torch.compile(lambda a: call(a, torch.float32), fullgraph=True)
     expected = results(lambda a: reference.moe_experts(*a), double(args))
@@ -178,7 +177,6 @@ def test_separate_matrices_under_inductor(weighting):
 
 def test_separate_matrices_are_not_copied():
     """Neither direction puts them, or rows, into one tensor."""
-    torch._dynamo.reset()
     args = operands(13, 9, 2, 5, 16, 8, "separate", "out_in", True, separate="gate,up,down")
     targets = []
 

@@ -115,7 +115,6 @@ def test_json_round_trip():
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("style", ["grouped", "gathered"])
 def test_dumped_programs_run_and_agree(tmp_path, style, train):
-    torch._dynamo.reset()
     options = {"base": "eager", "dump": str(tmp_path)}
     with torch.set_grad_enabled(train):
         torch.compile(Block(style), backend="samoyeds", options=options)(torch.randn(6, 16))
@@ -131,7 +130,6 @@ def test_dumped_programs_run_and_agree(tmp_path, style, train):
 
 
 def test_dump_of_a_dynamic_checkpointed_model_runs(tmp_path):
-    torch._dynamo.reset()
     model, inputs = mixtral()
     model.set_experts_implementation("grouped_mm")
     model.train().gradient_checkpointing_enable()
@@ -143,7 +141,6 @@ def test_dump_of_a_dynamic_checkpointed_model_runs(tmp_path):
 
 
 def test_dump_numbers_graphs_and_gathers_them(tmp_path):
-    torch._dynamo.reset()
     for style in ("grouped", "gathered"):
         options = {"base": "eager", "dump": tmp_path}
         torch.compile(Block(style), backend="samoyeds", options=options)(torch.randn(6, 16))
@@ -153,7 +150,6 @@ def test_dump_numbers_graphs_and_gathers_them(tmp_path):
 
 
 def test_a_dump_folder_that_cannot_be_made_names_itself(tmp_path):
-    torch._dynamo.reset()
     (tmp_path / "file").write_text("")
     options = {"base": "eager", "dump": tmp_path / "file" / "below"}
     with pytest.raises(Exception, match=r"option 'dump' is .*give a folder"):
@@ -161,7 +157,6 @@ def test_a_dump_folder_that_cannot_be_made_names_itself(tmp_path):
 
 
 def test_environment_switches_the_dump_on(tmp_path, monkeypatch):
-    torch._dynamo.reset()
     monkeypatch.setenv("SAMOYEDS_DUMP", str(tmp_path))
     monkeypatch.setenv("SAMOYEDS_BASE", "eager")
     report = Report()
@@ -171,7 +166,6 @@ def test_environment_switches_the_dump_on(tmp_path, monkeypatch):
 
 def test_dump_of_symbolic_sizes_runs(tmp_path):
     """A dynamic graph with a cache calls functions of `operator` on sizes; their names must be imported."""
-    torch._dynamo.reset()
     model, inputs = mixtral()
     model.set_experts_implementation("grouped_mm")
     cache = transformers.StaticCache(config=model.config, max_cache_len=32)

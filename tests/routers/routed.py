@@ -27,7 +27,6 @@ class Routed(Block):
 
 def compiled(model, validate=False, dynamic=None):
     """The compiled model, and a list of (graph after the pipeline, report) that its calls fill."""
-    torch._dynamo.reset()
     seen = []
 
     def backend(gm, example_inputs):

@@ -32,7 +32,6 @@ KEPT = {
 
 def build(name, train=False, dtype=torch.float32, **gate):
     """A tiny model; ``gate`` sets attributes of its routers."""
-    torch._dynamo.reset()
     model = families.build(CLASSES[name], dtype=dtype)
     model.set_experts_implementation("grouped_mm")
     for module in model.modules():

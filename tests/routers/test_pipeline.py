@@ -25,7 +25,6 @@ def qwen(logits, block):
 
 
 def through_backend(model, **options):
-    torch._dynamo.reset()
     report = Report()
     options = {"base": "aot_eager", "report": report, **options}
     return torch.compile(model, backend="samoyeds", options=options), report
@@ -126,7 +125,6 @@ def test_checkpointed_layer():
     def forward(x):
         return torch.utils.checkpoint.checkpoint(model, x, use_reentrant=False)
 
-    torch._dynamo.reset()
     report = Report()
     fast = torch.compile(forward, backend="samoyeds",
                          options={"base": "aot_eager", "report": report, "fuse_routers": True})  # fmt: skip
@@ -139,7 +137,6 @@ def test_checkpointed_layer():
 
 def region_of(route):
     """The router that the matcher finds, on a graph as Dynamo captures it."""
-    torch._dynamo.reset()
     found = []
 
     def backend(gm, example_inputs):
