@@ -58,7 +58,7 @@ def erase_members(members: Iterable[Value], output: Value) -> None:
 
 def _erase_sizes(sizes: Iterable[Value]) -> None:
     """Erase the size computations (``2 * s0``) that only erased nodes read."""
-    for size in sorted(sizes, key=lambda v: v.position, reverse=True):
+    for size in sorted((s for s in sizes if not s.is_tensor), key=lambda v: v.position, reverse=True):
         node = size.node
         if node.op in ("call_function", "call_method") and not node.users:
             node.graph.erase_node(node)

@@ -7,10 +7,14 @@ from collections.abc import Iterator, Sequence
 
 from samoyeds_compile.graph.values import Value, ValueGraph
 from samoyeds_compile.match.dispatched import Dispatched
+from samoyeds_compile.match.experts import MATRIX_PRODUCTS
 from samoyeds_compile.match.gathered import Gathered
 from samoyeds_compile.match.grouped import Grouped
 from samoyeds_compile.match.region import Candidate, Decline, Family, MoERegion, NearMiss, Unlike
 from samoyeds_compile.match.written import Written
+
+MOST_COMBINING = 64
+"""How many values may stand between the experts and the output of a block."""
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +40,22 @@ def match_regions(
                     regions.append(found)
                 else:
                     missed.setdefault(found.anchor, found)
-        misses += [miss for miss in missed.values() if miss.anchor not in taken]
+        misses += [miss for miss in missed.values() if not _rests_on(miss.anchor, taken)]
     return regions, misses
+
+
+def _rests_on(anchor: Value, taken: set[Value]) -> bool:
+    """Whether an anchor belongs to a region, or only combines what one computes."""
+    seen, stack = {anchor}, [anchor]
+    while stack:
+        value = stack.pop()
+        if value in taken:
+            return True
+        if value is anchor or value.op not in MATRIX_PRODUCTS:
+            fresh = [o for o in value.operands if o not in seen and o.is_tensor]
+            seen.update(fresh)
+            stack.extend(fresh if len(seen) < MOST_COMBINING else [])
+    return False
 
 
 def _match_family(family: Family, graph: ValueGraph, taken: set[Value]) -> Iterator[MoERegion | NearMiss]:

@@ -17,6 +17,8 @@ MATRIX_PRODUCTS = frozenset(
 _MADE_LIKE = frozenset(
     "zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty".split()
 )
+_ASSERTIONS = frozenset(("_assert_scalar", "_check", "sym_constrain_range", "sym_constrain_range_for_size"))
+_TAKEN_APART = frozenset(("item", "slice", "select"))
 _SHAPED_AS = frozenset(("view_as", "reshape_as", "expand_as", "type_as"))
 
 
@@ -177,7 +179,8 @@ def collect_members(region: MoERegion) -> list[Value]:
         members.add(value)
         lenders = _shape_lenders(value)
         lent.update(dict.fromkeys(lenders))
-        stack.extend(o for o in value.operands if o.is_tensor and o not in lenders)
+        read = value.op == "item" and value.arg("key") is None  # Dynamo records nothing of what ``tolist`` reads
+        stack.extend(o for o in value.operands if (read or o.is_tensor or _reads_data(o)) and o not in lenders)
     region.shapes = [v for v in lent if v not in members and v not in inputs]
     members |= _assertions(members)
     _require_live_inputs(region, members)
@@ -185,6 +188,14 @@ def collect_members(region: MoERegion) -> list[Value]:
     repeated = [v for v in escaping(members, region.output) if v.op in MATRIX_PRODUCTS]
     require(not repeated, "rows of the experts are read outside the block and would be computed twice", *repeated[:1])
     return sorted(members, key=lambda v: v.position)
+
+
+def _reads_data(size: Value) -> bool:
+    """Whether a size is a number that stands in a tensor (``counts[e].item()``), alone or in a formula."""
+    if size.op == "item" and size.arg("key") is None:
+        return True
+    given = size.is_tensor or size.op in ("placeholder", "sym_size", "size")
+    return not given and any(map(_reads_data, size.operands))
 
 
 def _assertions(members: set[Value]) -> set[Value]:
@@ -207,9 +218,9 @@ def _assertions(members: set[Value]) -> set[Value]:
 
 
 def _is_size(value: Value) -> bool:
-    """Whether a value is a number read from a shape or a tensor, or a statement about such numbers."""
+    """Whether a value is a number read from a tensor, a tensor taken apart to read one, or a statement about numbers."""
     number = isinstance(value.example, (int, torch.SymInt, torch.SymBool, bool))
-    return number or value.op in ("_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size", "_check")
+    return number or value.op in _TAKEN_APART or value.op in _ASSERTIONS
 
 
 def _shape_lenders(value: Value) -> list[Value]:

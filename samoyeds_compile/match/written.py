@@ -6,9 +6,12 @@ op that brings the dispatch and the rows of products together is where the block
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
+
+import torch
 
 from samoyeds_compile.graph.values import Value, ValueGraph
 from samoyeds_compile.match.experts import collect_members
@@ -85,21 +88,49 @@ def _is_floating(value: Value) -> bool:
 
 
 def _meetings(ids: Value, products: Products) -> list[Value]:
-    """Where what is computed from the ids meets rows: products, and ops with an operand that is no dispatch."""
-    dispatch = {ids}
-    queue = [ids]
+    """Where what is computed from the ids meets rows: products, and ops that weigh, move or add up rows.
+
+    Values are visited in the order of the graph. What follows a meeting are results; where these meet more of the
+    dispatch is a meeting again. The search ends where the dispatch has no more readers.
+    """
+    dispatch: set[Value] = {ids}
+    results: set[Value] = set()
+    waiting = {u.position: u for u in ids.users}
+    readers = set(waiting)  # positions of readers of the dispatch that wait
+    order = sorted(waiting)
     meetings: list[Value] = []
-    while queue:
-        value = queue.pop()
+    while readers:
+        position = heapq.heappop(order)
+        value, reads = waiting.pop(position), position in readers
+        readers.discard(position)
+        is_result = any(o in results for o in value.operands)
+        if is_result or (reads and (products.is_product(value) or _handles_rows(value))):
+            results.add(value)
+            if reads and _is_floating(value) and len(value.shape) >= 2:
+                meetings.append(value)
+        elif value.op in _DISPATCH:
+            dispatch.add(value)
+        else:
+            continue
         for user in value.users:
-            if user in dispatch:
-                continue
-            if products.is_product(user) or user.op in _ACCUMULATIONS or _weighs_rows(user):
-                meetings.append(user)
-            elif user.op in _DISPATCH:
-                dispatch.add(user)
-                queue.append(user)
-    return [m for m in meetings if m not in dispatch]
+            if user.position not in waiting:
+                waiting[user.position] = user
+                heapq.heappush(order, user.position)
+            if value in dispatch:
+                readers.add(user.position)
+    return meetings
+
+
+def _handles_rows(user: Value) -> bool:
+    """Whether an op weighs rows, adds them up by index, or writes them by index."""
+    if user.op in _ACCUMULATIONS or _weighs_rows(user):
+        return True
+    if user.op == "index_put" and _is_floating(user.input):
+        tensors = [i for i in user.arg("indices") if isinstance(i, Value)]
+        spans = sum(len(i.shape) if i.dtype == torch.bool else 1 for i in tensors)
+        return spans < len(user.input.shape)  # a table of weights is written entry by entry
+    by_row = user.op in ("scatter", "scatter_add") and user.arg("dim") in (0, -2)
+    return by_row and _is_floating(user.input) and len(user.input.shape) == 2
 
 
 def _weighs_rows(user: Value) -> bool:

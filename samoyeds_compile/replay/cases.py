@@ -48,6 +48,7 @@ def cases_of(region: MoERegion) -> list[Case]:
     if region.expert_ids is None:
         return [
             Case("five rows an expert", 5, all_experts, required=True),
+            Case("three rows an expert", 3, all_experts),
             Case("one row an expert", 1, all_experts, minimal=True),
             Case("rows in a non-contiguous view", 4, all_experts, contiguous=False),
         ]

@@ -1,6 +1,7 @@
 """Compile a block with the pipeline and look at it: results with gradients, and the ops before and after."""
 
 import copy
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -85,11 +86,13 @@ def run(forward: Callable[..., Any], module: nn.Module, x: Tensor, train: bool) 
 
 
 def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: tuple[float, float]) -> None:
+    """Equal up to rounding, which is as large as the largest of all values: small gradients are differences."""
     rtol, atol = tolerance
     assert actual.keys() == expected.keys()
+    scale = max([1.0, *(float(value.abs().max()) for value in expected.values() if value.numel())])
     for name, value in expected.items():
-        bound = atol * max(1.0, float(value.abs().max()) if value.numel() else 1.0)
-        torch.testing.assert_close(actual[name], value, rtol=rtol, atol=bound, msg=lambda m, name=name: f"{name}: {m}")
+        close = functools.partial(torch.testing.assert_close, rtol=rtol, atol=atol * scale)
+        close(actual[name], value, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def compare(

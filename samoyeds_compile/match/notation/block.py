@@ -379,6 +379,7 @@ class Block:
         gate, up, down = linears([(b.expert, b.function) for b in branches])
         self.experts = down.num_experts
         require(down.out_features == up.in_features, "the experts change the width of the rows", down.weights[0])
+        self._require_shape(function)
         both = first.weight != 1.0 and first.input_weight != 1.0
         require(not both, "the rows are weighted before the experts and after them", function.down.product)
         weighting = "input" if first.input_weight != 1.0 else "output"
@@ -389,6 +390,12 @@ class Block:
             activation=function.activation, gate_up_layout=function.layout, output=self.output, weighting=weighting,
             base=base,
         )  # fmt: skip
+
+    def _require_shape(self, function: ExpertFunction) -> None:
+        """The rewrite can give its rows [T, H] the shape of the output."""
+        alike = len(function.x[0].shape) == len(self.sizes)
+        known = len(self.sizes) == 2 or alike or all(isinstance(n, int) for n in self.sizes)
+        require(known, "the output has a shape that neither the tokens have nor is known", self.output)
 
     def _precise(self, weights: Operand | None, branch: Branch, down: Linear) -> Operand | None:
         """Routing weights in the widest dtype in which the original weighs and sums."""

@@ -94,7 +94,7 @@ def _marks_ids(table: Value, experts: Size) -> bool:
     """``zeros(T, E).scatter(1, ids, 1)`` with ids that differ within a row."""
     ids, base = table.arg("index"), strip_casts(table.input)
     ones = table.arg("src", table.arg("value")) == 1 and table.arg("dim") in (1, -1) and table.arg("reduce") is None
-    distinct = isinstance(ids, Value) and ids.op == "item" and ids.input.op == "topk"
+    distinct = isinstance(ids, Value) and (sizes_of(ids)[-1] == 1 or (ids.op == "item" and ids.input.op == "topk"))
     zeros = base.op in ("zeros", "zeros_like", "new_zeros")
     return bool(ones and distinct and zeros and sizes_of(table)[-1] == experts)
 
