@@ -31,7 +31,7 @@ class Seen:
 
     def backend(self, base: str = "aot_eager", **options: Any) -> Callable[..., Any]:
         """``samoyeds`` with a look at the graph before and after the rewrite."""
-        chosen = Options(base=base, **options)
+        chosen = Options.from_call(options={"base": base, **options})
 
         def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
             self.before.append(count_ops(gm))

@@ -46,7 +46,7 @@ def assert_outcome(style: Style, seen: Seen, blocks: int = 1) -> None:
 def test_style(style: Style, train: bool, record_property: Callable[[str, object], None]) -> None:
     """On the first of its input ranks."""
     with style.capturing():
-        seen = compare(style.small().train(train), style.input(), train, tolerance=tolerance_of(style))
+        seen = compare(style.small().train(train), style.input(), train, tolerance=tolerance_of(style), **style.options)
     assert len(seen.before) == 1
     assert_outcome(style, seen)
     record_property(*cell(style.pattern, style.name, mode(train), seen.report))
@@ -57,7 +57,7 @@ def test_by_name(style: Style) -> None:
     """What a user writes, without any setting: ``backend="samoyeds"``."""
     block, x, report = style.small(), style.input(), Report()
     expected = run(block, block, x, train=False)
-    forward = torch.compile(block, backend="samoyeds", options={"base": "eager", "report": report})
+    forward = torch.compile(block, backend="samoyeds", options={"base": "eager", "report": report, **style.options})
     actual = run(forward, block, x, train=False)
     assert_same({k: v for k, v in actual.items() if k.startswith("output")},
                 {k: v for k, v in expected.items() if k.startswith("output")}, tolerance_of(style))  # fmt: skip
@@ -79,7 +79,9 @@ def test_variant(style: Style, axis: str, value: object) -> None:
     top_k = 1 if value == "argmax" else style.top_k or 2
     block = style.build(16, 24, 4, top_k, **{axis: value})
     with style.capturing():
-        seen = compare(block, style.input(), False, "eager", tolerance=tolerance_of(style), validate=False)
+        seen = compare(
+            block, style.input(), False, "eager", tolerance=tolerance_of(style), validate=False, **style.options
+        )
     assert len(seen.report.rewritten) == (style.outcome != "kept")
 
 
@@ -87,7 +89,9 @@ def test_variant(style: Style, axis: str, value: object) -> None:
 def test_sequences(style: Style) -> None:
     """[B, S, H] where a style takes both ranks."""
     with style.capturing():
-        seen = compare(style.small(), style.input("BSH"), tolerance=tolerance_of(style), validate=False)
+        seen = compare(
+            style.small(), style.input("BSH"), tolerance=tolerance_of(style), validate=False, **style.options
+        )
     assert_outcome(style, seen)
 
 
@@ -96,7 +100,7 @@ def test_bf16(name: str) -> None:
     style = STYLES[name]
     block, x = style.small().bfloat16(), style.input(dtype=torch.bfloat16)
     with style.capturing():
-        assert_outcome(style, compare(block, x, tolerance=TOLERANCE[torch.bfloat16]))
+        assert_outcome(style, compare(block, x, tolerance=TOLERANCE[torch.bfloat16], **style.options))
 
 
 @pytest.mark.parametrize("name", SAMPLE)
@@ -104,7 +108,7 @@ def test_dynamic(name: str) -> None:
     """One graph for several numbers of tokens."""
     style, seen = STYLES[name], Seen()
     block = style.small()
-    forward = torch.compile(block, backend=seen.backend(), dynamic=True)
+    forward = torch.compile(block, backend=seen.backend(**style.options), dynamic=True)
     with style.capturing():
         for tokens in (14, 6, 22):
             x = style.input(tokens=tokens)
@@ -134,5 +138,5 @@ def test_two_layers(name: str) -> None:
             return x
 
     with style.capturing():
-        seen = compare(Layers(), style.input(), base="eager", tolerance=tolerance_of(style))
+        seen = compare(Layers(), style.input(), base="eager", tolerance=tolerance_of(style), **style.options)
     assert len(seen.report.rewritten) == (0 if style.outcome == "kept" else 2)

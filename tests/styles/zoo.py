@@ -34,7 +34,7 @@ class Style:
         capture: Dynamo makes one graph of it only with `capturing` or ``fullgraph=True``.
         top_k: the only k it takes, if there is only one.
         axes: variations, each with its values; the first is the default.
-        custom_op: an opaque grouped product that the user has to name to the backend.
+        options: options of the backend that it needs: the name of an opaque grouped product.
         outside: matrix products that do not belong to the routed experts: router, shared expert, dispatch.
         exact: axes under which a float32 instance is float32 throughout; empty if that is so anyway.
     """
@@ -48,7 +48,7 @@ class Style:
     capture: bool = False
     top_k: int | None = None
     axes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    custom_op: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     outside: int = 1
     exact: Mapping[str, Any] = field(default_factory=dict)
 
@@ -84,6 +84,7 @@ _unrouted = {axis: values for axis, values in _loop_axes.items() if axis != "rou
 _sequences: dict[str, Any] = {"inputs": (SEQUENCES,)}
 _flat: dict[str, Any] = {"inputs": (FLAT,)}
 _titan: dict[str, Any] = {"inputs": (SEQUENCES,), "exact": {"cast": False}}
+_gmm = {"grouped_mm": {"zoo::gmm": "input weight sizes transposed"}}
 _bind = functools.partial
 
 _TABLE = (
@@ -98,8 +99,8 @@ _TABLE = (
     _p("P1", "titan_for_loop", _bind(grouped.Titan, run="loop"), **_sequences, axes=_stack_axes, capture=True),
     _p("P1", "titan_for_loop_score_after", _bind(grouped.Titan, run="loop", score_before=False), **_sequences,
        axes=_stack_axes, capture=True),
-    _p("P1", "megablocks_bincount", grouped.MegaBlocks, axes=_stack_axes, capture=True, custom_op="zoo::gmm"),
-    _p("P1", "megablocks_histc", _bind(grouped.MegaBlocks, sizes="histc"), axes=_stack_axes, custom_op="zoo::gmm"),
+    _p("P1", "megablocks_bincount", grouped.MegaBlocks, axes=_stack_axes, capture=True, options=_gmm),
+    _p("P1", "megablocks_histc", _bind(grouped.MegaBlocks, sizes="histc"), axes=_stack_axes, options=_gmm),
     # P2: gathered weights
     _p("P2", "gptfast_gather", gathered.GptFast, axes=_stack_axes),
     _p("P2", "gptoss_reference", gathered.GptOssReference, **_flat,
