@@ -1,11 +1,11 @@
 """docs/coverage.md, written by the tests that run families and styles.
 
-A test says what it saw with ``record_property(*cell(group, row, column, report))``. When the run ends, what passing tests
-recorded is compared with the page: a difference fails the run, and ``SAMOYEDS_ACCEPT=1`` writes it to the page. Only
-cells that ran are compared or written, so parts of the suite may run alone; `tests/test_coverage_page.py` checks that
-none is missing. Properties travel with the reports of tests, so this works in the process that pytest-xdist starts its
-workers from. What a block becomes depends on the versions of torch and transformers: under others than those named on
-the page nothing is compared.
+A test says what it saw with ``record_property(*cell(group, row, column, report))``. When the run ends, what passing
+tests recorded is compared with the page: a difference fails the run, and ``SAMOYEDS_ACCEPT=1`` writes it to the page.
+Only cells that ran are compared or written, so parts of the suite may run alone; `tests/test_coverage_page.py` checks
+that none is missing. Properties travel with the reports of tests, so this works in the process from which pytest-xdist
+starts its workers. What a block becomes depends on the versions of torch and transformers: under others than those
+named on the page nothing is compared.
 """
 
 import os
@@ -75,7 +75,7 @@ GROUPS: Mapping[str, Group] = {
     ),
     "others": Group(
         "transformers: other mixtures",
-        "What `doge` and `vitpose_backbone` compute is not what this backend rewrites: rows of an embedding as experts, "
+        "What `doge` and `vitpose_backbone` compute is not what this backend rewrites: rows of an embedding as experts "
         "and experts that the data set of an image selects.",
         ("eval", "train"),
         lambda: _undecorated(loops=False),
@@ -95,10 +95,10 @@ GROUPS: Mapping[str, Group] = {
 
 HEAD = """# Coverage
 
-What becomes of the ways of writing a block that the tests run: blocks rewritten, of those in the model, and why the others
-were not. Every cell is written by the test that compares the results (in the columns for training also the gradients) with
-eager mode; [inspect](inspect.md#reasons-and-what-to-do) explains the reasons. The test run fails where this page is not
-true. Made with {versions}.
+What becomes of the ways of writing a block that the tests run: blocks rewritten, of those found, and why the others
+were not ([reasons](inspect.md#reasons-and-what-to-do)). The cells under `eval` and `train` are written by tests that
+compare results with eager mode, in training the gradients too; the test run fails where this page is not true. Models
+are small ones with random weights, in fp32 on CPU. Made with {versions}.
 """
 
 
@@ -162,7 +162,9 @@ def differences(ran: Cells, page: Cells) -> list[str]:
 def merged(ran: Cells, page: Cells) -> Cells:
     """The page with the cells that ran, without rows that no test has any more."""
     rows = {key: set(group.rows()) for key, group in GROUPS.items()}
-    return {key: text for key, text in (page | ran).items() if key[1] in rows[key[0]] and key[2] in GROUPS[key[0]].columns}
+    return {
+        key: text for key, text in (page | ran).items() if key[1] in rows[key[0]] and key[2] in GROUPS[key[0]].columns
+    }
 
 
 class CoveragePage:

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from samoyeds_compile import Report
-from tests.coverage_page import cell, mode
+from tests.coverage_page import LOOPS, cell, mode
 from tests.models import families
 
 CLASSES = {entry.id: entry for entry in families.decorated_experts_classes()}
+OTHERS = {entry.id: entry for entry in families.undecorated() if entry.id not in LOOPS}
 TOLERANCE = 5e-4
 """Relative to the largest entry; fp32, a few layers deep, different summation orders."""
 
@@ -94,3 +95,20 @@ def test_family(name, implementation, train, record_property):
 @pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "muse_spark"])
 def test_family_on_inductor(name, implementation, train):
     check(CLASSES[name], implementation, train, base="inductor")
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_mixture(name, train, record_property):
+    """Undecorated, and in one graph as they are: llama4 is rewritten; what the others compute is another thing."""
+    entry = OTHERS[name]
+    model = families.build(entry).train(train)
+    inputs = families.inputs(entry, model)
+    expected = run(model, model, inputs, train)
+    forward, report = compiled(model)
+    found = run(model, forward, inputs, train)
+    assert len(report.graphs) == 1
+    assert [b.module for b in report.rewritten] == (families.moe_blocks(model, entry) if name == "llama4" else [])
+    assert relative(found[0], expected[0]) < TOLERANCE
+    assert max((relative(found[1][key], grad) for key, grad in expected[1].items()), default=0.0) < TOLERANCE
+    record_property(*cell("others", name, mode(train), report))
