@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+pytest_plugins = ["tests.coverage_page"]
+
 
 @pytest.fixture(autouse=True)
 def fresh() -> None:

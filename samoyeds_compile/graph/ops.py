@@ -59,6 +59,7 @@ SIGNATURES: Mapping[str, tuple[str, ...]] = {
         "cumsum": "input dim dtype",
         "div": "input other rounding_mode",
         "dropout": "input p training inplace",
+        "embedding": "input weight padding_idx max_norm norm_type scale_grad_by_freq sparse",
         "empty_like": "input",
         "zeros_like": "input",
         "floor_divide": "input other",

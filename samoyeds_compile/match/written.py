@@ -30,7 +30,7 @@ _DISPATCH = frozenset(
     "unbind index index_select gather take_along_dim repeat_interleave repeat tile expand expand_as contiguous clone "
     "detach stack cat to type_as eq ne ge gt lt le one_hot where nonzero sort argsort cumsum bincount histc sum any "
     "amax scatter scatter_add index_put masked_fill mul add sub div floor_divide remainder sigmoid softmax logical_not "
-    "logical_and bitwise_not bitwise_and invert and_ arange empty_like zeros_like float max getitem".split()
+    "logical_and bitwise_not bitwise_and invert and_ arange empty_like zeros_like max embedding".split()
 )
 """Ops by which routing turns into masks, permutations, rows and tables of weights."""
 

@@ -11,9 +11,9 @@ import samoyeds_compile
 from samoyeds_compile import IntegrationError, Report
 from samoyeds_compile.integrations.families import family_of
 from samoyeds_compile.integrations.transformers import disable, enable
+from tests.coverage_page import LOOPS, cell, mode
 from tests.models import families
 
-LOOPS = ("dbrx", "jetmoe", "longcat_flash", "nllb_moe", "step3p7", "switch_transformers")
 ENTRIES = {entry.id: entry for entry in families.undecorated() if entry.id in LOOPS}
 DECORATED = {entry.id: entry for entry in families.decorated_experts_classes()}
 CHANGED = {"jetmoe": 14}  # in each of two layers: two gates, four projections, one mixture
@@ -65,7 +65,7 @@ def assert_equal_runs(found, expected, tolerance):
 
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("name", LOOPS)
-def test_undecorated_family(name, train):
+def test_undecorated_family(name, train, record_property):
     model, inputs = build(ENTRIES[name], train)
     expected = run(model, model, inputs)
     with enable(model) as enabled:
@@ -79,6 +79,7 @@ def test_undecorated_family(name, train):
         ("integration", True, ("samoyeds.moe_experts",))
     ] * BLOCKS
     assert_equal_runs(found, expected, TOLERANCE)
+    record_property(*cell("loops", name, f"with enable, {mode(train)}", report))
 
 
 @pytest.mark.parametrize("name", LOOPS)
@@ -196,6 +197,18 @@ def test_copies_are_enabled_and_their_own(copied):
     assert len(disable(other)) == BLOCKS and len(disable(model)) == BLOCKS
 
 
+@pytest.mark.parametrize("name", DECORATED)
+def test_every_decorated_family_is_switched(name, record_property):
+    """What runs afterwards is what tests/models runs under the name of the implementation."""
+    model, _ = build(DECORATED[name])
+    model.set_experts_implementation("eager")
+    with enable(model) as enabled:
+        assert sorted(enabled.changed) == sorted(families.moe_blocks(model)) and enabled.left == {}
+        implementation = model.get_experts_implementation()
+    assert set(implementation.values() if isinstance(implementation, dict) else [implementation]) == {"grouped_mm"}
+    record_property(*cell("decorated", name, "eager, with enable", "as `grouped_mm`"))
+
+
 @pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "qwen3_vl_moe", "openai_privacy_filter"])
 def test_decorated_family(name):
     model, inputs = build(DECORATED[name])
@@ -281,7 +294,7 @@ def test_trial_leaves_no_trace():
 
 
 @pytest.mark.parametrize("name", LOOPS)
-def test_explain_names_the_remedy(name):
+def test_explain_names_the_remedy(name, record_property):
     model, inputs = build(ENTRIES[name])
     report = samoyeds_compile.explain(model, **inputs)
     remedy = "samoyeds_compile.integrations.transformers.enable(model)"
@@ -289,6 +302,7 @@ def test_explain_names_the_remedy(name):
     assert all(remedy in b.reason and b.experts for b in report.blocks)
     file = f"modeling_{name}.py"
     assert any(remedy in text and file in reason for reason, text in report.breaks)
+    record_property(*cell("loops", name, "as it is", report))
     enable(model)
     report = samoyeds_compile.explain(model, **inputs)
     assert len(report.rewritten) == len(report.blocks) == BLOCKS and report.breaks == []

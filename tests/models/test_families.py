@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from samoyeds_compile import Report
+from tests.coverage_page import LOOPS, cell, mode
 from tests.models import families
 
 CLASSES = {entry.id: entry for entry in families.decorated_experts_classes()}
+OTHERS = {entry.id: entry for entry in families.undecorated() if entry.id not in LOOPS}
 TOLERANCE = 5e-4
 """Relative to the largest entry; fp32, a few layers deep, different summation orders."""
 
@@ -63,6 +65,7 @@ def check(entry, implementation, train, base="aot_eager"):
     assert new_grads.keys() == grads.keys()
     wrong = {name: relative(new_grads[name], grad) for name, grad in grads.items()}
     assert {name: d for name, d in wrong.items() if d >= TOLERANCE} == {}
+    return report
 
 
 def test_enumeration_is_complete():
@@ -80,9 +83,10 @@ def test_enumeration_is_complete():
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("implementation", ["grouped_mm", "batched_mm"])
 @pytest.mark.parametrize("name", CLASSES)
-def test_family(name, implementation, train):
+def test_family(name, implementation, train, record_property):
     base = families.recipe_of(CLASSES[name]).train_base if train else "aot_eager"
-    check(CLASSES[name], implementation, train, base)
+    report = check(CLASSES[name], implementation, train, base)
+    record_property(*cell("decorated", name, f"{implementation}, {mode(train)}", report))
 
 
 @pytest.mark.inductor
@@ -91,3 +95,20 @@ def test_family(name, implementation, train):
 @pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "muse_spark"])
 def test_family_on_inductor(name, implementation, train):
     check(CLASSES[name], implementation, train, base="inductor")
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_mixture(name, train, record_property):
+    """Undecorated, and in one graph as they are: llama4 is rewritten; what the others compute is another thing."""
+    entry = OTHERS[name]
+    model = families.build(entry).train(train)
+    inputs = families.inputs(entry, model)
+    expected = run(model, model, inputs, train)
+    forward, report = compiled(model)
+    found = run(model, forward, inputs, train)
+    assert len(report.graphs) == 1
+    assert [b.module for b in report.rewritten] == (families.moe_blocks(model, entry) if name == "llama4" else [])
+    assert relative(found[0], expected[0]) < TOLERANCE
+    assert max((relative(found[1][key], grad) for key, grad in expected[1].items()), default=0.0) < TOLERANCE
+    record_property(*cell("others", name, mode(train), report))

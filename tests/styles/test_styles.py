@@ -1,9 +1,12 @@
 """Every style through the backend: outputs, gradients and buffers as in eager mode, and what the graph became."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from samoyeds_compile import Report
+from tests.coverage_page import cell, mode
 from tests.styles.harness import TOLERANCE, Seen, assert_same, compare, ours, products, run
 from tests.styles.zoo import STYLES, Style
 
@@ -41,12 +44,13 @@ def assert_outcome(style: Style, seen: Seen, blocks: int = 1) -> None:
 
 @MODES
 @pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)
-def test_style(style: Style, train: bool) -> None:
+def test_style(style: Style, train: bool, record_property: Callable[[str, object], None]) -> None:
     """On the first of its input ranks."""
     with style.capturing():
         seen = compare(style.small().train(train), style.input(), train, tolerance=tolerance_of(style), **style.options)
     assert len(seen.before) == 1
     assert_outcome(style, seen)
+    record_property(*cell(style.pattern, style.name, mode(train), seen.report))
 
 
 @pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)

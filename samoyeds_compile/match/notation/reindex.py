@@ -262,6 +262,15 @@ def _index_select(value: Value, index: tuple[Index, ...], integers: Integers) ->
     return value.input, _moved(index, axis, integers.integer(value.arg("index"), (index[axis],)))
 
 
+def _embedding(value: Value, index: tuple[Index, ...], integers: Integers) -> Place | None:
+    """``F.embedding(ids, table)`` is ``table[ids]``; with an option that changes the table or its gradient it is not."""
+    ids, table = value.input, value.arg("weight")
+    options = (value.arg("max_norm"), value.arg("scale_grad_by_freq"), value.arg("sparse"))
+    if value.arg("padding_idx") is not None or any(options) or not isinstance(table, Value):
+        return None
+    return table, (integers.integer(ids, index[:-1]), index[-1])
+
+
 def _gather(value: Value, index: tuple[Index, ...], integers: Integers) -> Place | None:
     chosen = value.arg("index", value.arg("indices"))
     axis = value.arg("dim")
@@ -329,6 +338,7 @@ _RULES: Mapping[str, Rule] = {
     "item": _item,
     "index": _index,
     "index_select": _index_select,
+    "embedding": _embedding,
     "gather": _gather,
     "take_along_dim": _gather,
     "repeat_interleave": _repeat_interleave,
