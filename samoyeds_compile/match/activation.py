@@ -109,7 +109,7 @@ class ActivationReader:
 
     def _slice_half(self, value: Value) -> str | None:
         """``z[..., :I]``, ``z[..., I:]``, ``z[..., ::2]`` and ``z[..., 1::2]``."""
-        if value.op != "slice" or value.input is not self.source:
+        if value.op != "slice" or value.input is not self.source or value.arg("key") is None:
             return None
         *leading, last = value.arg("key")
         if not isinstance(last, slice) or any(k is not Ellipsis and k != slice(None) for k in leading):
@@ -207,7 +207,7 @@ def _require_row_wise(value: Value, inside: Iterable[Value]) -> None:
 def _is_row_wise(value: Value) -> bool:
     if value.op in _ELEMENTWISE or value.op in ("chunk", "split", "item"):
         return value.op not in ("chunk", "split") or value.arg("dim", 0) in (-1, 1)
-    if value.op == "slice":
+    if value.op == "slice" and value.arg("key") is not None:  # aten.slice has none
         *leading, last = value.arg("key")
         return bool(leading) and all(k is Ellipsis or k == slice(None) for k in leading) and isinstance(last, slice)
     if value.op in _LAST_DIM:

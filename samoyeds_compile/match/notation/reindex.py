@@ -121,6 +121,8 @@ def _slice(value: Value, index: tuple[Index, ...], integers: Integers) -> Place 
     """``x[1, :, ::2, None, ...]``: numbers, slices, new axes."""
     source: list[Index] = []
     rest = list(index)
+    if value.arg("key") is None:  # aten.slice, which names its axis
+        return None
     key = _without_ellipsis(value.arg("key"), len(value.input.shape))
     for part in key:
         if part is None:
