@@ -265,7 +265,7 @@ def _index_select(value: Value, index: tuple[Index, ...], integers: Integers) ->
 
 
 def _embedding(value: Value, index: tuple[Index, ...], integers: Integers) -> Place | None:
-    """``F.embedding(ids, table)`` is ``table[ids]``, without options that change the table or its gradient."""
+    """``F.embedding(ids, table)`` is ``table[ids]``, unless an option changes the table or its gradient."""
     ids, table = value.input, value.arg("weight")
     options = (value.arg("max_norm"), value.arg("scale_grad_by_freq"), value.arg("sparse"))
     if value.arg("padding_idx") is not None or any(options) or not isinstance(table, Value):
@@ -312,8 +312,7 @@ def _cat(value: Value, index: tuple[Index, ...], integers: Integers) -> Place | 
     """Where the position along the axis is a number, and so lies in a known part."""
     axis = value.arg("dim", 0) % len(index)
     number = index[axis].number
-    alike = all(len(part.shape) == len(index) for part in value.input)  # ``cat`` takes ``tensor([])`` beside any rank
-    for part in value.input if number is not None and alike else ():
+    for part in value.input if number is not None else ():
         size = sizes_of(part)[axis]
         if not isinstance(size, int):
             return None
