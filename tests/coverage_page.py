@@ -62,7 +62,7 @@ def _hand_written(pattern: str, title: str, text: str = "") -> Group:
 GROUPS: Mapping[str, Group] = {
     "decorated": Group(
         "transformers: families with `@use_experts_implementation`",
-        "`grouped_mm` is the default of transformers. `eager` is a Python loop that no graph holds; "
+        "`grouped_mm` is the default of transformers. `eager` is a Python loop that no graph holds;\n"
         "[`enable`](integrations.md) runs it as the implementation named here.",
         ("grouped_mm, eval", "grouped_mm, train", "batched_mm, eval", "batched_mm, train", "eager, with enable"),
         _decorated,
@@ -75,7 +75,7 @@ GROUPS: Mapping[str, Group] = {
     ),
     "others": Group(
         "transformers: other mixtures",
-        "What `doge` and `vitpose_backbone` compute is not what this backend rewrites: rows of an embedding as experts "
+        "What `doge` and `vitpose_backbone` compute is not what this backend rewrites: rows of an embedding as experts\n"
         "and experts that the data set of an image selects.",
         ("eval", "train"),
         lambda: _undecorated(loops=False),
@@ -132,7 +132,7 @@ def render(cells: Cells, made_with: str) -> str:
         lines = [("", *group.columns), ("---",) * (len(group.columns) + 1)]
         lines += [(f"`{row}`", *(cells.get((key, row, column), "") for column in group.columns)) for row in rows]
         table = "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines)
-        parts.append("\n".join([f"## {group.title}", *([group.text, ""] if group.text else []), table, ""]))
+        parts.append("\n\n".join([f"## {group.title}", *([group.text] if group.text else []), table]) + "\n")
     return "\n".join(parts)
 
 

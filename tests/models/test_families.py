@@ -105,7 +105,7 @@ def test_other_mixture(name, train, record_property):
     model = families.build(entry).train(train)
     inputs = families.inputs(entry, model)
     expected = run(model, model, inputs, train)
-    forward, report = compiled(model)
+    forward, report = compiled(model, "eager")  # aot_eager alone cannot take the backward of doge
     found = run(model, forward, inputs, train)
     assert len(report.graphs) == 1
     assert [b.module for b in report.rewritten] == (families.moe_blocks(model, entry) if name == "llama4" else [])
