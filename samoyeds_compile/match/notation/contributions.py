@@ -417,6 +417,9 @@ class Contributions:
         parts = item.value.input
         if not isinstance(parts, tuple) or not all(isinstance(p, Value) for p in parts):
             return None
+        rank = len(item.index) - (item.value.op == "stack")
+        if any(len(p.shape) != rank for p in parts):  # ``cat`` takes ``tensor([])`` beside tensors of any rank
+            return None
         axis = item.value.arg("dim", 0) % len(item.index)
         return self._stacked(item, parts, axis) if item.value.op == "stack" else self._joined(item, parts, axis)
 

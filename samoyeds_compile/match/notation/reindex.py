@@ -265,7 +265,7 @@ def _index_select(value: Value, index: tuple[Index, ...], integers: Integers) ->
 
 
 def _embedding(value: Value, index: tuple[Index, ...], integers: Integers) -> Place | None:
-    """``F.embedding(ids, table)`` is ``table[ids]``; with an option that changes the table or its gradient it is not."""
+    """``F.embedding(ids, table)`` is ``table[ids]``, unless an option changes the table or its gradient."""
     ids, table = value.input, value.arg("weight")
     options = (value.arg("max_norm"), value.arg("scale_grad_by_freq"), value.arg("sparse"))
     if value.arg("padding_idx") is not None or any(options) or not isinstance(table, Value):
