@@ -75,8 +75,8 @@ GROUPS: Mapping[str, Group] = {
     ),
     "others": Group(
         "transformers: other mixtures",
-        "What `doge` and `vitpose_backbone` compute is not what this backend rewrites: rows of an embedding "
-        "as experts, and experts that the data set of an image selects.",
+        "What `doge` and `vitpose_backbone` compute is not what this backend rewrites: rows of an embedding as\n"
+        "experts, and experts that the data set of an image selects.",
         ("eval", "train"),
         lambda: _undecorated(loops=False),
     ),

@@ -155,10 +155,6 @@ def _match(graph: ValueGraph, notation: Notation, products: Products, anchor: Va
             region = block.region()
             region.members = collect_members(region)
         except Decline as decline:
-            import os
-
-            if os.environ.get("D"):
-                print("   ", output, "|", block.reached, decline.reason, "|", decline.at)
             if best is None or block.reached >= best[0]:
                 best = (block.reached, decline)
             continue

@@ -119,8 +119,11 @@ class Block:
         hidden = self.sizes[-1]
         self._require_no_rounding(contribution)
         reader = ExpertReader(self.notation, self.products, contribution, self.feature, self.sizes[:-1])
+        if contribution.conditions:
+            self.reached = 2
         function = reader.read(token_row(self.tokens, self.count, hidden))
-        self.reached = 2
+        if function.expert is not None:
+            self.reached = 2
         expert = function.expert
         experts = [expert] if expert is not None and isinstance(expert.atom, Var) else []
         slots = [b for b in contribution.bound if b not in experts]
@@ -128,6 +131,8 @@ class Block:
         weight = self._product([self._condition(scores, c) for c in contribution.conditions], contribution)
         weight = self._times(weight, [scores.of(*f) for f in contribution.factors], contribution)
         scaled = self._times(Score(1.0), [scores.of(*f) for f in function.inputs], contribution)
+        if weight.chosen is not None:
+            self.reached = 2
         weight, scaled = self._outside(weight, scaled, function, contribution)
         return self._named(contribution, function, weight, scaled)
 

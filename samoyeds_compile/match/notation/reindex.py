@@ -312,7 +312,8 @@ def _cat(value: Value, index: tuple[Index, ...], integers: Integers) -> Place | 
     """Where the position along the axis is a number, and so lies in a known part."""
     axis = value.arg("dim", 0) % len(index)
     number = index[axis].number
-    for part in value.input if number is not None else ():
+    alike = all(len(part.shape) == len(index) for part in value.input)  # ``cat`` takes ``tensor([])`` beside any rank
+    for part in value.input if number is not None and alike else ():
         size = sizes_of(part)[axis]
         if not isinstance(size, int):
             return None
