@@ -298,8 +298,11 @@ def test_explain_names_the_remedy(name, record_property):
     model, inputs = build(ENTRIES[name])
     report = samoyeds_compile.explain(model, **inputs)
     remedy = "samoyeds_compile.integrations.transformers.enable(model)"
-    assert [b.rewritten for b in report.blocks] == [False] * BLOCKS
-    assert all(remedy in b.reason and b.experts for b in report.blocks)
+    if name == "jetmoe":  # its experts' loop is captured and rewritten as it is; its routed attention is none
+        assert report.rewritten and all(b.reason for b in report.blocks if not b.rewritten)
+    else:
+        assert [b.rewritten for b in report.blocks] == [False] * BLOCKS
+        assert all(remedy in b.reason and b.experts for b in report.blocks)
     file = f"modeling_{name}.py"
     assert any(remedy in text and file in reason for reason, text in report.breaks)
     record_property(*cell("loops", name, "as it is", report))

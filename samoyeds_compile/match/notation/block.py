@@ -81,9 +81,7 @@ class Block:
 
     def region(self) -> MoERegion:
         """The region that ends in the output, members excepted."""
-        self.reached = 2
         found = Contributions(self.notation, self.products, self.output, self.index)
-        self.reached = 0
         require(found.experts, "the output is not the sum of products with expert weights", self.output)
         self.reached = 1
         branches, others = self._branches(found.experts)
