@@ -56,9 +56,16 @@ def test_sparse_attention_indexer(name: str) -> None:
     assert len(report.blocks) == len(report.rewritten) > 0
 
 
-@pytest.mark.parametrize("name", ["doge", "jetmoe", "vitpose_backbone"])
+def test_routed_attention() -> None:
+    """jetmoe: of its two mixtures only the MLP is a block; one graph serves all layers."""
+    report, _ = run_family(next(e for e in families.undecorated() if e.id == "jetmoe"))
+    assert [b.module for b in report.rewritten] == ["mlp"]
+    assert len(report.blocks) > 1 and all(b.reason for b in report.blocks if not b.rewritten)
+
+
+@pytest.mark.parametrize("name", ["doge", "vitpose_backbone"])
 def test_other_mixtures(name: str) -> None:
-    """Product keys, routed attention, experts chosen by data set."""
+    """Product keys, experts chosen by data set."""
     entry = next(e for e in families.undecorated() if e.id == name)
     report, model = run_family(entry)
     assert any(isinstance(m, entry.load()) for m in model.modules())

@@ -92,7 +92,7 @@ def test_family(name, implementation, train, record_property):
 
 
 def on_inductor():
-    """Biases and clamps (gpt_oss) and a norm behind the experts (muse_spark) once each; the rest of the sweep is slow."""
+    """Biases and clamps (gpt_oss), a norm behind the experts (muse_spark) once each; the rest of the sweep is slow."""
     once = {("gpt_oss", "grouped_mm", True), ("gpt_oss", "batched_mm", False), ("muse_spark", "grouped_mm", True)}
     for case in itertools.product(["mixtral", "gpt_oss", "muse_spark"], ["grouped_mm", "batched_mm"], [False, True]):
         marks = [] if case[0] == "mixtral" or case in once else [pytest.mark.slow]
