@@ -510,7 +510,6 @@ def test_grouped_written_otherwise(edit: str) -> None:
 
 
 GATHERED_DECLINED = {
-    "a residual of each expert": ("y = y * row_weights", "y = (y + rows) * row_weights"),
     "second product in double": ("torch.bmm(down[flat], h.", "torch.bmm(down.double()[flat], h.double()."),
     "ids transposed": ("flat = ids.reshape(-1)", "flat = ids.t().reshape(-1)"),
     "ids plus one": ("flat = ids.reshape(-1)", "flat = (ids.reshape(-1) + 1) % E"),
@@ -546,6 +545,7 @@ GATHERED_REWRITTEN = {
 }  # fmt: skip
 
 GATHERED_UNDERSTOOD = {
+    "a residual of each expert": ("y = y * row_weights", "y = (y + rows) * row_weights"),
     "tokens k times as a whole": ("x.repeat_interleave(K, dim=0)", "x.repeat(K, 1)"),
     "tokens scaled by their weight": ("rows.unsqueeze(-1)", "(rows * row_weights.unsqueeze(-1)).unsqueeze(-1)"),
     "another column first": ("y = y * row_weights", "y = y * rows2[:, 0].unsqueeze(-1) * row_weights"),
