@@ -64,7 +64,8 @@ class Written(Family):
         found = []
         for ids in _expert_ids(graph):
             meetings = _meetings(ids, products)
-            if meetings:
+            served = any(u.op.startswith("samoyeds::") for u in ids.users)  # an integration wrote our op for them
+            if meetings and not served:
                 anchor = max(meetings, key=lambda v: v.position)
                 found.append(Candidate(anchor, partial(_match, graph, notation, products, anchor)))
         return found
