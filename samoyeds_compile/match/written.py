@@ -94,6 +94,7 @@ def _meetings(ids: Value, products: Products) -> list[Value]:
     Values are visited in the order of the graph. What follows a meeting are results; where these meet more of the
     dispatch is a meeting again. The search ends where the dispatch has no more readers.
     """
+    given = ids.node.op in ("placeholder", "get_attr")  # perhaps no ids of experts but those of words
     dispatch: set[Value] = {ids}
     masks: set[Value] = {ids}  # what is computed from ids alone
     results: set[Value] = set()
@@ -110,7 +111,7 @@ def _meetings(ids: Value, products: Products) -> list[Value]:
             results.add(value)
             if reads and _is_floating(value) and len(value.shape) >= 2:
                 meetings.append(value)
-        elif value.op in _DISPATCH:
+        elif value.op in _DISPATCH and not (given and value.op == "embedding"):
             dispatch.add(value)
             if all(o in masks for o in value.operands if o.is_tensor):
                 masks.add(value)
