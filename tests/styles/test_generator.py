@@ -14,8 +14,8 @@ from tests.styles.reference import reference
 
 BLOCKS, SLOW_BLOCKS = 520, 5200
 """Over all ways of dispatching; in every run, and in the slow sweep."""
-FLOOR: dict[str, float] = dict.fromkeys(DISPATCHES, 0.0)
-"""Least share of the blocks that must be rewritten; to be raised to what is measured."""
+FLOOR: dict[str, float] = dict.fromkeys(DISPATCHES, 0.8) | {"split": 0.6}
+"""Least share of the blocks that must be rewritten; measured were 0.70 for split and 0.87 or more for the others."""
 VALIDATED = 0.1
 """Share of the blocks that are validated as well."""
 
