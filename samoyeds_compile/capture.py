@@ -29,11 +29,10 @@ from torch import fx
 from torch._dynamo import config, convert_frame
 from torch._dynamo.exc import BackendCompilerFailed, SkipFrame
 from torch._dynamo.utils import counters
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
-from torch.utils._pytree import tree_leaves
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from samoyeds_compile.errors import OptionError
+from samoyeds_compile.graph.edit import unbacked_symbols
 from samoyeds_compile.graph.values import graph_modules
 from samoyeds_compile.options import Options
 
@@ -158,12 +157,6 @@ def unaccounted(gm: fx.GraphModule) -> list[fx.Node]:
 
     A rewritten block has none: its op takes tensors of known sizes, and the asserts on unknown ones go with the block.
     """
-    given = {s for node in gm.graph.nodes if node.op == "placeholder" for s in _unbacked(node)}
+    given = {s for node in gm.graph.nodes if node.op == "placeholder" for s in unbacked_symbols(node)}
     nodes = (n for module in graph_modules(gm) for n in module.graph.nodes if n.op not in ("placeholder", "output"))
-    return [node for node in nodes if _unbacked(node) - given]
-
-
-def _unbacked(node: fx.Node) -> set[Any]:
-    leaves = tree_leaves(node.meta.get("example_value"))
-    symbolic = (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
-    return {s for leaf in leaves if isinstance(leaf, symbolic) for s in free_unbacked_symbols(leaf)}
+    return [node for node in nodes if unbacked_symbols(node) - given]

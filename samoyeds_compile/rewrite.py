@@ -17,11 +17,11 @@ from torch import fx
 from samoyeds_codegen import expr
 from samoyeds_compile.graph.edit import (
     copy_origin,
-    depends_on_data,
     erase_members,
     fill_examples,
     nodes_between,
     refresh_examples,
+    unbacked_symbols,
 )
 from samoyeds_compile.graph.values import Value
 from samoyeds_compile.match.notation.index import sizes_of
@@ -42,7 +42,7 @@ def rewrite_region(region: MoERegion) -> tuple[str, ...]:
     added = nodes_between(last, old)
     for node in added:
         copy_origin(region.down.result.node, node)
-    if not depends_on_data(region.output.example):
+    if not unbacked_symbols(region.output.holder):
         new.meta["example_value"] = region.output.example
     fill_examples(added)
     for user in region.output.users:

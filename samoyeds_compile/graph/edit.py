@@ -32,11 +32,11 @@ def run_node(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     return node.target(*args, **kwargs)
 
 
-def depends_on_data(example: Any) -> bool:
-    """Whether a recorded result has sizes that are known only when the graph runs."""
+def unbacked_symbols(node: fx.Node) -> set[Any]:
+    """The symbols in a node's recorded result that are known only when the graph runs."""
     symbolic = (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
-    leaves = torch.utils._pytree.tree_leaves(example)
-    return any(bool(free_unbacked_symbols(leaf)) for leaf in leaves if isinstance(leaf, symbolic))
+    leaves = torch.utils._pytree.tree_leaves(node.meta.get("example_value"))
+    return {s for leaf in leaves if isinstance(leaf, symbolic) for s in free_unbacked_symbols(leaf)}
 
 
 def refresh_examples(source: fx.Node) -> None:
@@ -44,7 +44,7 @@ def refresh_examples(source: fx.Node) -> None:
     queue = [source]
     while queue:
         for user in sorted(queue.pop().users):
-            if user.op != "output" and depends_on_data(user.meta.get("example_value")):
+            if user.op != "output" and unbacked_symbols(user):
                 del user.meta["example_value"]
                 fill_examples([user])
                 queue.append(user)

@@ -20,9 +20,6 @@ from torch import fx
 
 from samoyeds_compile.graph.ops import VIEWS, canonicalize
 
-OUTPUT = "output"
-INPUT = "placeholder"
-
 
 @dataclass(frozen=True)
 class Context:

@@ -8,34 +8,22 @@ Dispatch and combination stay as they are, whatever they drop; only the experts 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
 
 from samoyeds_compile.graph.values import Value, ValueGraph
 from samoyeds_compile.match.experts import collect_members
 from samoyeds_compile.match.notation.batched import Batched
+from samoyeds_compile.match.notation.family import NotationFamily
 from samoyeds_compile.match.notation.notation import Notation
-from samoyeds_compile.match.notation.products import GroupedOp, Products
-from samoyeds_compile.match.region import Candidate, Decline, Family, MoERegion, Unlike
-
-if TYPE_CHECKING:
-    from samoyeds_compile.options import Options
+from samoyeds_compile.match.notation.products import Products
+from samoyeds_compile.match.region import Candidate, Decline, MoERegion, Unlike
 
 
-class Dispatched(Family):
+class Dispatched(NotationFamily):
     """Experts over rows of their own."""
 
     name = "dispatched"
     summary = "experts over rows already dispatched, [E, C, H] (capacity, expert choice, soft slots)"
-    styles = ("capacity",)
-
-    def __init__(self, grouped: Mapping[str, GroupedOp] | None = None) -> None:
-        self.grouped = grouped or {}
-
-    def configured(self, options: Options) -> Family:
-        """With the grouped products that the user named."""
-        return type(self)({name: GroupedOp(roles) for name, roles in options.grouped_mm.items()})
 
     def candidates(self, graph: ValueGraph) -> list[Candidate]:
         """Products of rows [E, C, *], and joined results of single experts."""

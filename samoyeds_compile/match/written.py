@@ -7,22 +7,19 @@ op that brings the dispatch and the rows of products together is where the block
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 
 from samoyeds_compile.graph.values import Value, ValueGraph
 from samoyeds_compile.match.experts import collect_members
 from samoyeds_compile.match.notation.block import Block
+from samoyeds_compile.match.notation.family import NotationFamily
 from samoyeds_compile.match.notation.index import sizes_of
 from samoyeds_compile.match.notation.notation import Notation
-from samoyeds_compile.match.notation.products import GroupedOp, Products
-from samoyeds_compile.match.region import Candidate, Decline, Family, MoERegion, Unlike, is_int_tensor, leaves
-
-if TYPE_CHECKING:
-    from samoyeds_compile.options import Options
+from samoyeds_compile.match.notation.products import Products
+from samoyeds_compile.match.region import Candidate, Decline, MoERegion, Unlike, is_int_tensor, leaves
 
 _CHOICES = frozenset(("topk", "argmax", "max", "sort", "argsort", "multinomial"))
 _DISPATCH = frozenset(
@@ -43,19 +40,11 @@ NEAR = 40
 """How many values after the last use of the dispatch to try as the block's output."""
 
 
-class Written(Family):
+class Written(NotationFamily):
     """Blocks recognised by what they compute."""
 
     name = "written"
     summary = "any other way: loops over experts, masks, einsums, dense tables, accumulation by index"
-    styles = ("grouped", "gathered", "unrolled", "dense")
-
-    def __init__(self, grouped: Mapping[str, GroupedOp] | None = None) -> None:
-        self.grouped = grouped or {}
-
-    def configured(self, options: Options) -> Family:
-        """With the grouped products that the user named."""
-        return type(self)({name: GroupedOp(roles) for name, roles in options.grouped_mm.items()})
 
     def candidates(self, graph: ValueGraph) -> list[Candidate]:
         """One for each tensor of expert ids whose dispatch meets products."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from samoyeds_compile.graph.extract import Fragment, Step, StepFailed
 from samoyeds_compile.match.region import MoERegion
@@ -20,6 +18,7 @@ from samoyeds_compile.replay.inputs import Inputs
 from samoyeds_compile.replay.numbers import Dimensions, Numbers, dimensions_of
 from samoyeds_compile.replay.replacement import build_replacement, replacement_sizes
 from samoyeds_compile.replay.search import Assignment, settle
+from samoyeds_compile.replay.surroundings import replaying
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +66,7 @@ class Replay:
 
     def _at(self, case: Case, new: Dimensions) -> Outcome:
         attempts = _Attempts(self, case, new)
-        with _replaying(self.region):
+        with replaying(self.region.output.context):
             settle(self.sizes, attempts.numbers, attempts.attempt)
         return attempts.outcome
 
@@ -142,15 +141,3 @@ class _Attempts:
         if step.shape is None or not isinstance(result, Tensor):
             return True
         return len(step.shape) == result.dim() and all(map(self.numbers.allows, step.shape, result.shape))
-
-
-@contextlib.contextmanager
-def _replaying(region: MoERegion) -> Iterator[None]:
-    """Real tensors, and the autocast state of the region; the caller's random state is not touched."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(unset_fake_temporarily())
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        for args in region.output.context.autocast:
-            stack.enter_context(torch.autocast(*args))
-        yield

@@ -6,18 +6,17 @@ of the same structure.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from samoyeds_compile.graph.extract import Fragment, extract
 from samoyeds_compile.graph.values import Value, hint
+from samoyeds_compile.replay.surroundings import replaying
 from samoyeds_compile.routers.region import RouterRegion, read_operands
 from samoyeds_compile.routers.rewrite import emit_router
 
@@ -96,7 +95,7 @@ def _replacement(router: RouterRegion) -> fx.GraphModule:
 def _compare(
     router: RouterRegion, original: tuple[Original, Original], kind: str, tokens: int, needs_grad: bool
 ) -> str | None:
-    with _replaying(router):
+    with replaying(router.topk.context):
         inputs = [_draw(value, kind, tokens if value is router.logits else None) for value in router.inputs]
         witnesses = [torch.empty(0, dtype=w.dtype, device=w.example.device) for w in _witnesses(router)]
         weights_of, ids_of = original
@@ -137,15 +136,3 @@ def _draw(value: Value, kind: str, tokens: int | None) -> Tensor:
     elif kind == "extreme" and tokens is not None:
         drawn = drawn * 30
     return drawn.to(value.example.device, value.dtype).requires_grad_()  # type: ignore[no-any-return]
-
-
-@contextlib.contextmanager
-def _replaying(router: RouterRegion) -> Iterator[None]:
-    """Real tensors, gradients on, and the autocast state of the router."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(unset_fake_temporarily())
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        for args in router.topk.context.autocast:
-            stack.enter_context(torch.autocast(*args))
-        yield

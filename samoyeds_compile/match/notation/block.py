@@ -14,6 +14,7 @@ from samoyeds_compile.graph.values import Value, ValueGraph
 from samoyeds_compile.match.notation.assemble import linears
 from samoyeds_compile.match.notation.batched import require_alike
 from samoyeds_compile.match.notation.contributions import (
+    UNINITIALISED,
     Condition,
     Contribution,
     Contributions,
@@ -290,7 +291,7 @@ class Block:
         """What the experts' contributions are added to."""
         found = []
         for item in bases:
-            if item.value.op in ("empty", "empty_like", "new_empty"):
+            if item.value.op in UNINITIALISED:
                 continue  # every row is written
             require(item.origin is not None, f"the output depends on {item.value.op} in a way that is not known",
                     item.value)  # fmt: skip

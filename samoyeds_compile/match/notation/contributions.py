@@ -7,7 +7,6 @@ products, each with the conditions and factors that stood around it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +29,7 @@ from samoyeds_compile.match.notation.index import (
     atoms,
     constant,
     divide,
+    mentions,
     of_atom,
     part_sizes,
     rank_of,
@@ -95,7 +95,7 @@ class Contribution:
 
 
 _ZEROS = frozenset(("zeros", "zeros_like", "new_zeros"))
-_UNINITIALISED = frozenset(("empty", "empty_like", "new_empty"))
+UNINITIALISED = frozenset(("empty", "empty_like", "new_empty"))
 MAX_ITEMS = 100_000
 
 
@@ -167,16 +167,11 @@ class Contributions:
         if not (isinstance(left, Value) and isinstance(right, Value) and left.is_tensor and right.is_tensor):
             return None
         places = [(v, broadcast(item.index, v)) for v in (left, right)]
-        with_rows = [self._mentions(i, self.feature) for _, i in places]
+        with_rows = [mentions(i, self.feature) for _, i in places]
         if with_rows[0] == with_rows[1]:
             return None
         rows_at, factor = places if with_rows[0] else reversed(places)
         return [self._at(item, *rows_at, factors=(*item.factors, factor))]
-
-    def _mentions(self, index: Sequence[Index], part: Index) -> bool:
-        """Whether a variable of ``part`` occurs in an index; a feature axis of one entry occurs nowhere."""
-        wanted = {a for a, _ in part.terms}
-        return any(a in wanted for i in index for a in atoms(i))
 
     def _add(self, item: Contribution) -> list[Contribution] | None:
         left, right = item.value.input, item.value.arg("other")
@@ -236,7 +231,7 @@ class Contributions:
         product = self.products.of(item.value, item.index)
         if product is None:
             return None
-        rows = [p for p in product.operands if self._mentions(p[1], self.feature)]
+        rows = [p for p in product.operands if mentions(p[1], self.feature)]
         if len(rows) != 1 or self.parameter(*rows[0]) is not None:
             if self._has_parameter(product):
                 self.experts.append(item)

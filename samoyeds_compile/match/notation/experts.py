@@ -22,6 +22,7 @@ from samoyeds_compile.match.notation.index import (
     atoms,
     constant,
     flatten,
+    mentions,
     of_atom,
     part_sizes,
     scale,
@@ -136,13 +137,8 @@ def _weight(notation: Notation, value: Value, index: tuple[Index, ...], out: Ind
         found = weight if weight is not None and (found is None or _is_better(last, found.value)) else found
     if found is None or not is_parameter(last):
         return None
-    own = found.expert is None or not found.expert.terms or _mentions(place, found.expert)
+    own = found.expert is None or not found.expert.terms or mentions(place, found.expert)
     return found if own else None  # one matrix expanded to a batch is no stack of experts
-
-
-def _mentions(index: tuple[Index, ...], part: Index) -> bool:
-    wanted = {a for a, _ in part.terms}
-    return any(a in wanted for i in index for a in atoms(i))
 
 
 def _is_better(deeper: Value, nearer: Value) -> bool:

@@ -297,6 +297,12 @@ def unflatten(position: Index, sizes: Sequence[Size]) -> tuple[Index, ...]:
     return (position, *reversed(index)) if sizes else ()
 
 
+def mentions(index: Iterable[Index], part: Index) -> bool:
+    """Whether an atom of ``part`` occurs in an index, at any depth; an axis of one entry occurs nowhere."""
+    wanted = {a for a, _ in part.terms}
+    return any(a in wanted for i in index for a in atoms(i))
+
+
 def substitute(index: Index, replace: Callable[[Atom], Index | None]) -> Index:
     """``index`` with atoms replaced, at any depth."""
     result = Index(index.constant)

@@ -212,10 +212,6 @@ class Notation:
         found = next((u for u in sort.users if u.op == "item" and u.arg("key") == 1), None)
         return None if found is None or not _is_ascending(sort) else self.canon(found)
 
-    def _integer_index_put(self, value: Value, index: tuple[Index, ...]) -> Index | None:
-        """``inverse[perm] = arange(S)`` is caught as rows put back; nothing else is known here."""
-        return None
-
     def flat(self, value: Value, index: tuple[Index, ...]) -> Index:
         """Row-major position of an index in a value."""
         return flatten(index, sizes_of(value))
