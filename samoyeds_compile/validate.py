@@ -50,7 +50,7 @@ class Validator:
         """The verdict on one region."""
         needs_grad = torch.is_grad_enabled() and region.output.context.grad
         try:
-            fragment = extract(region.members, region.inputs, region.output)
+            fragment = extract([*region.prologue, *region.members], region.inputs, region.output)
             key = f"{structure_key(region, fragment)}|grad={needs_grad}"
             if key not in self._verdicts:
                 self._verdicts[key] = _validate(region, fragment, needs_grad)

@@ -47,7 +47,7 @@ def _match(graph: ValueGraph, notation: Notation, products: Products, end: Value
         region = batched.region()
     except Decline as decline:
         raise decline if batched.looks_like_a_block else Unlike(decline.reason, decline.at) from decline
-    region.members = collect_members(region)
+    collect_members(region)
     return region
 
 

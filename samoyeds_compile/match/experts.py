@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -159,16 +160,31 @@ def same_size(a: Any, b: Any) -> bool:
     return bool(expressions[0] == expressions[1])
 
 
-def collect_members(region: MoERegion) -> list[Value]:
-    """Every value between the region's inputs and its output, in graph order.
+def collect_members(region: MoERegion) -> None:
+    """Set the region's ``members``, ``prologue`` and ``shapes``: what is between its inputs and its output.
 
     Raises:
         Decline: the block reads something that the match did not account for, or writes to it.
     """
+    prologue, lent = _between(region.computed, region)
+    members, more = _between([region.output], region)
+    members -= prologue
+    region.shapes = [v for v in {**lent, **more} if v not in members | prologue | set(region.inputs)]
+    members |= _assertions(members)
+    _require_live_inputs(region, members)
+    _require_one_context(members)
+    repeated = [v for v in escaping(members, region.output) if v.op in MATRIX_PRODUCTS]
+    require(not repeated, "rows of the experts are read outside the block and would be computed twice", *repeated[:1])
+    region.prologue = sorted(prologue, key=lambda v: v.position)
+    region.members = sorted(members, key=lambda v: v.position)
+
+
+def _between(results: Iterable[Value], region: MoERegion) -> tuple[set[Value], dict[Value, None]]:
+    """Every value between the region's inputs and some results, and the values that only lend them their shape."""
     inputs = set(region.inputs)
     members: set[Value] = set()
     lent: dict[Value, None] = {}
-    stack = [region.output]
+    stack = list(results)
     while stack:
         value = stack.pop()
         if value in inputs or value in members:
@@ -181,13 +197,7 @@ def collect_members(region: MoERegion) -> list[Value]:
         lent.update(dict.fromkeys(lenders))
         read = value.op == "item" and value.arg("key") is None  # Dynamo records nothing of what ``tolist`` reads
         stack.extend(o for o in value.operands if (read or o.is_tensor or _reads_data(o)) and o not in lenders)
-    region.shapes = [v for v in lent if v not in members and v not in inputs]
-    members |= _assertions(members)
-    _require_live_inputs(region, members)
-    _require_one_context(members)
-    repeated = [v for v in escaping(members, region.output) if v.op in MATRIX_PRODUCTS]
-    require(not repeated, "rows of the experts are read outside the block and would be computed twice", *repeated[:1])
-    return sorted(members, key=lambda v: v.position)
+    return members, lent
 
 
 def _reads_data(size: Value) -> bool:
@@ -244,7 +254,7 @@ def _require_live_inputs(region: MoERegion, members: set[Value]) -> None:
     through_view = any(u.op == "aliased_write" for u in region.output.users)
     require(not through_view, "the block's output is written through a view of it", region.output)
     gone = {v.position for v in members - escaping(members, region.output)}
-    for value in region.inputs:
+    for value in (*region.inputs, *region.computed):
         overwritten = value.superseded is not None and value.superseded < region.output.position
         overwritten = overwritten or (value.superseded == region.output.position and value is not region.base)
         unharmed = not overwritten or value.superseded in gone

@@ -84,7 +84,7 @@ def _match(graph: ValueGraph, row_ids: Value, products: list[Value]) -> MoERegio
         top_k=top_k, up=up, down=down, carried_post=find_post(down.result, rows), output=output,
         sentinels=flat_ids is not row_ids, **activation,
     )  # fmt: skip
-    region.members = collect_members(region)
+    collect_members(region)
     return region
 
 

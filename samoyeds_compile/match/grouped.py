@@ -131,7 +131,7 @@ def _match(graph: ValueGraph, offsets: Value, products: list[Value]) -> MoERegio
         top_k=top_k, up=up, down=down, carried_post=find_post(down.result, rows), output=output,
         sentinels=routing.sentinels, **activation,
     )  # fmt: skip
-    region.members = collect_members(region)
+    collect_members(region)
     return region
 
 

@@ -135,6 +135,8 @@ class MoERegion:
         base: what the sum over experts is added to, [T, H], if anything.
         output: [T, H], or x's leading sizes and H.
         expert_axis: which axis of x counts experts, if there are no ids; the others but the last are rows.
+        computed: values inside the region that operands read (which rows find a place); they stay.
+        prologue: ``computed`` and every value inside the region that they are computed from, in graph order.
         members: every value that the rewrite makes superfluous.
         shapes: values outside the region that only lend their shape and dtype to members (``zeros_like``).
     """
@@ -157,6 +159,8 @@ class MoERegion:
     weighting: str = "output"
     base: Value | None = None
     expert_axis: int = 0
+    computed: tuple[Value, ...] = ()
+    prologue: list[Value] = field(default_factory=list)
     members: list[Value] = field(default_factory=list)
     shapes: list[Value] = field(default_factory=list)
 
@@ -192,7 +196,7 @@ class MoERegion:
         weights = [p.weights for p in self.projections]
         biases = [p.bias for p in self.projections]
         operands = (self.x, self.expert_ids, self.expert_weights, *weights, *biases, self.base, *carried, *self.shapes)
-        return list(dict.fromkeys(leaves(operands)))
+        return [value for value in dict.fromkeys(leaves(operands)) if value not in self.computed]
 
 
 @dataclass(frozen=True)

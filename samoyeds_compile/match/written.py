@@ -144,7 +144,7 @@ def _match(graph: ValueGraph, notation: Notation, products: Products, anchor: Va
         block = Block(graph, notation, products, output)
         try:
             region = block.region()
-            region.members = collect_members(region)
+            collect_members(region)
         except Decline as decline:
             if best is None or block.reached >= best[0]:
                 best = (block.reached, decline)

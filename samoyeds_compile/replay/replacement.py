@@ -10,6 +10,7 @@ from torch import fx
 
 from samoyeds_compile.graph.edit import run_node
 from samoyeds_compile.graph.sizes import Size, call_name, mark_sizes, replace_leaves
+from samoyeds_compile.graph.values import Value
 from samoyeds_compile.lower.stages import lower_experts
 from samoyeds_compile.match.region import MoERegion
 from samoyeds_compile.rewrite import emit_region
@@ -18,13 +19,13 @@ NumberOf = Callable[[Size], int]
 
 
 def build_replacement(region: MoERegion, inputs: Sequence[Any], number_of: NumberOf) -> Callable[..., Any]:
-    """A function of the region's inputs.
+    """A function of the region's inputs and of what it computes from them (`MoERegion.computed`).
 
     It interprets the graph, as AOTAutograd does: the code that FX prints for ``(-2.0) ** x`` means another thing.
 
     Args:
         region: what to replace.
-        inputs: real inputs; the lowering asks for their sizes.
+        inputs: real ones; the lowering asks for their sizes.
         number_of: the number for each of `replacement_sizes`.
     """
     graph = _emit(region, inputs)
@@ -43,15 +44,20 @@ def build_replacement(region: MoERegion, inputs: Sequence[Any], number_of: Numbe
 def replacement_sizes(region: MoERegion) -> list[Size]:
     """Every distinct size in the replacement: in carried subgraphs, derived operands and a view of the result."""
     found: dict[Size, None] = {}
-    for node in _emit(region, [value.example for value in region.inputs]).nodes:
+    for node in _emit(region, [value.example for value in given_values(region)]).nodes:
         if node.op in ("call_function", "call_method"):
             replace_leaves(_marked(node), Size, lambda size: found.setdefault(size))
     return list(found)
 
 
+def given_values(region: MoERegion) -> list[Value]:
+    """What a replacement gets."""
+    return [*region.inputs, *region.computed]
+
+
 def _emit(region: MoERegion, examples: Sequence[Any]) -> fx.Graph:
     graph = fx.Graph()
-    placeholders = {value: graph.placeholder(f"input_{i}") for i, value in enumerate(region.inputs)}
+    placeholders = {value: graph.placeholder(f"input_{i}") for i, value in enumerate(given_values(region))}
     for node, example in zip(placeholders.values(), examples, strict=True):
         node.meta["example_value"] = example
     graph.output(emit_region(region, graph, placeholders.__getitem__))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from samoyeds_compile.graph.extract import Fragment, Step, StepFailed
+from samoyeds_compile.graph.extract import Fragment, Step, StepFailed, extract
 from samoyeds_compile.match.region import MoERegion
 from samoyeds_compile.replay.cases import Case, dimensions_to_try, rounds_of
 from samoyeds_compile.replay.compare import deviation, results, tolerance
@@ -41,6 +41,7 @@ class Replay:
 
     def __init__(self, region: MoERegion, fragment: Fragment, needs_grad: bool) -> None:
         self.region, self.fragment, self.needs_grad = region, fragment, needs_grad
+        self.prologue = [extract(region.prologue, region.inputs, value) for value in region.computed]
         self.inputs = Inputs(region)
         self.old = dimensions_of(region)
         self.allowed = tolerance(region)
@@ -112,8 +113,15 @@ class _Attempts:
         return Outcome(worst)
 
     def _replacement(self, inputs: list[Any], assignment: Assignment) -> Callable[..., Any]:
+        """The replacement as a function of the region's inputs."""
+        number_of, region = assignment.__getitem__, self.replay.region
+
+        def computed(given: Sequence[Any]) -> list[Any]:
+            return [fragment.run(given, number_of) for fragment in self.replay.prologue]
+
         with torch.set_grad_enabled(self.replay.needs_grad):
-            return build_replacement(self.replay.region, inputs, assignment.__getitem__)
+            program = build_replacement(region, [*inputs, *computed(inputs)], number_of)
+        return lambda *given: program(*given, *computed(given))
 
     def _original(self, inputs: list[Any], assignment: Assignment) -> list[Tensor]:
         """Results of the original.

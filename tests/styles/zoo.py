@@ -140,10 +140,10 @@ _TABLE = (
     _p("P4", "threshold", dense.Threshold, outcome="kept"),
     _p("P4", "soft_mixture", dense.SoftMixture, outcome="kept"),
     # P5: places
-    _p("P5", "gshard_top2", capacity.GShardTop2, outside=9, outcome="batched", top_k=2,
+    _p("P5", "gshard_top2", capacity.GShardTop2, outside=3, top_k=2,
        axes={"activation": ("relu", *GATED)}),
-    _p("P5", "deepspeed_chunks", capacity.DeepSpeedChunks, outside=9, outcome="batched", top_k=2, axes=_gated),
-    _p("P5", "switch_top1", capacity.SwitchTop1, outside=3, **_sequences, outcome="batched", top_k=1,
+    _p("P5", "deepspeed_chunks", capacity.DeepSpeedChunks, outside=3, top_k=2, axes=_gated),
+    _p("P5", "switch_top1", capacity.SwitchTop1, **_sequences, top_k=1,
        axes={"activation": ("relu", *GATED)}),
     _p("P5", "padded_buffer", capacity.PaddedBuffer, outcome="batched",
        axes={"activation": ("relu", *GATED), "router": ROUTERS}),

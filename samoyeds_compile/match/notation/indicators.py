@@ -1,0 +1,559 @@
+"""Masks, positions and tables of weights as sums of products of indicators (Iverson brackets).
+
+What decides which row stands in which place of an expert is written with one-hot rows, running counts and comparisons:
+
+    [ids[t] == e]        one_hot(ids), a scatter of ones, ids == arange(E)
+    counts[t, e]         cumsum of such a mask; its total is a sum over all rows
+    [position < C]       the comparison with the capacity
+    [position == c]      one_hot(position)
+
+Every op between them is a polynomial in these, and as ``[p] * [p]`` is ``[p]`` and a sum over e of ``[ids == e] * f(e)``
+is ``f(ids)``, polynomials that mean the same mostly are equal objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from samoyeds_compile.graph.values import Value
+from samoyeds_compile.match.notation.index import (
+    Atom,
+    Element,
+    Index,
+    Size,
+    Var,
+    atoms,
+    constant,
+    mentions,
+    of_atom,
+    size_of,
+    sizes_of,
+    substitute,
+)
+from samoyeds_compile.match.notation.notation import Notation
+from samoyeds_compile.match.notation.products import Contraction, Products
+from samoyeds_compile.match.notation.reindex import Place, broadcast
+from samoyeds_compile.match.notation.scores import Call, Leaf, substitute_term
+
+Replace = Callable[[Atom], "Index | None"]
+
+
+@dataclass(frozen=True)
+class Is:
+    """``[entry == expert]``."""
+
+    entry: Index
+    expert: Index
+
+
+@dataclass(frozen=True)
+class At:
+    """``[position == index]``; ``place`` holds the position."""
+
+    index: Index
+    position: Sum
+    place: Place = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Below:
+    """``[position < bound]``; ``place`` holds the comparison, negated if ``negated``."""
+
+    position: Sum
+    bound: Size
+    place: Place = field(compare=False)
+    negated: bool = field(default=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Flag:
+    """An entry of a boolean tensor of which no more is known."""
+
+    place: Place
+
+
+Test = Is | At | Below | Flag
+
+
+@dataclass(frozen=True)
+class Tally:
+    """A sum of entries of ``source`` along ``axis``: of all, or (``running``) of those up to ``index[axis]``."""
+
+    source: Value
+    axis: int
+    index: tuple[Index, ...]
+    running: bool
+
+
+@dataclass(frozen=True)
+class Product:
+    """``number * term * product of tallies * product of tests``."""
+
+    number: float = 1.0
+    term: Any = 1.0
+    tallies: frozenset[Tally] = frozenset()
+    tests: frozenset[Test] = frozenset()
+
+
+Sum = frozenset[Product]
+
+NOTHING: Sum = frozenset()
+ONE: Sum = frozenset((Product(),))
+MOST_PRODUCTS = 24
+MAX_DEPTH = 40
+"""How many ops to look through; the gating of GShard has about twenty."""
+
+_EXACT = (torch.float32, torch.float64)
+"""Floating dtypes in which counts of rows are exact."""
+
+
+def number_sum(number: float) -> Sum:
+    """A number."""
+    return frozenset((Product(float(number)),)) if number else NOTHING
+
+
+def added(*sums: Sum) -> Sum:
+    """The sum of sums; what is alike but for its number becomes one product."""
+    found: dict[Product, float] = {}
+    for product in (p for s in sums for p in s):
+        key = replace(product, number=1.0)
+        found[key] = found.get(key, 0.0) + product.number
+    return frozenset(replace(key, number=n) for key, n in found.items() if n)
+
+
+def multiplied(a: Sum, b: Sum) -> Sum | None:
+    """The product of two sums; None if a product would have a tally twice or too many parts."""
+    if len(a) * len(b) > MOST_PRODUCTS:
+        return None
+    found = []
+    for p in a:
+        for q in b:
+            if p.tallies & q.tallies:
+                return None
+            terms = [t for t in (p.term, q.term) if t != 1.0]
+            term = Call(torch.mul, tuple(terms)) if len(terms) == 2 else terms[0] if terms else 1.0
+            found.append(Product(p.number * q.number, term, p.tallies | q.tallies, p.tests | q.tests))
+    return added(*(normalised(p) for p in found))
+
+
+def renamed(product: Product, replaced: Replace) -> Sum:
+    """A product with atoms of its indices replaced."""
+    tallies = frozenset(replace(t, index=_moved(t.index, replaced)) for t in product.tallies)
+    tests = frozenset(renamed_test(t, replaced) for t in product.tests)
+    return normalised(Product(product.number, substitute_term(product.term, replaced), tallies, tests))
+
+
+def renamed_sum(total: Sum, replaced: Replace) -> Sum:
+    """A sum with atoms of its indices replaced."""
+    return added(*(renamed(p, replaced) for p in total))
+
+
+def renamed_test(test: Test, replaced: Replace) -> Test:
+    """A test with atoms of its indices replaced."""
+    if isinstance(test, Is):
+        return Is(substitute(test.entry, replaced), substitute(test.expert, replaced))
+    place = (test.place[0], _moved(test.place[1], replaced))
+    if isinstance(test, At):
+        return At(substitute(test.index, replaced), renamed_sum(test.position, replaced), place)
+    if isinstance(test, Below):
+        return replace(test, position=renamed_sum(test.position, replaced), place=place)
+    return Flag(place)
+
+
+def _moved(index: tuple[Index, ...], replaced: Replace) -> tuple[Index, ...]:
+    return tuple(substitute(i, replaced) for i in index)
+
+
+def normalised(product: Product) -> Sum:
+    """A product as a sum: what its tests say of each other's positions is put in, what always holds is left out."""
+    tests = set(product.tests)
+    while True:
+        known = frozenset(tests)
+        new = {_given(test, known - {test}) for test in tests}
+        if new == tests:
+            break
+        tests = new
+    kept = set()
+    for test in tests:
+        holds = _always(test)
+        if holds is False:
+            return NOTHING
+        if holds is None:
+            kept.add(test)
+    return frozenset((replace(product, tests=frozenset(kept)),))
+
+
+def _given(test: Test, known: frozenset[Test]) -> Test:
+    """A test whose position is simplified by tests that hold as well."""
+    if not isinstance(test, (At, Below)):
+        return test
+    position = added(*(frozenset((replace(p, tests=p.tests - known),)) for p in test.position))
+    return replace(test, position=position)
+
+
+def _always(test: Test) -> bool | None:
+    """Whether a test holds whatever the data are; None if that depends."""
+    if not isinstance(test, Is):
+        return None
+    if test.entry == test.expert:
+        return True
+    numbers = test.entry.number, test.expert.number
+    return False if None not in numbers else None
+
+
+class Indicators:
+    """Evaluates elements of one graph's tensors.
+
+    Args:
+        notation, products: of the graph.
+        rows: index variables of a token; a float that depends on nothing else is a term as it is.
+    """
+
+    def __init__(self, notation: Notation, products: Products, rows: Sequence[Index]) -> None:
+        self.notation, self.products = notation, products
+        self.rows = {a for i in rows for a in atoms(i)}
+        self._slots: dict[Any, Index] = {}
+        self._depth = 0
+
+    @property
+    def slots(self) -> set[Index]:
+        """The variables made for the slot in which a row of ids names an expert."""
+        return set(self._slots.values())
+
+    def of(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
+        """The element as a sum, None if it is made in a way that is not known."""
+        if self._depth >= MAX_DEPTH:
+            return None
+        self._depth += 1
+        try:
+            found = self._of(value, index)
+        finally:
+            self._depth -= 1
+        inexact = found is not None and any(p.tallies for p in found) and not _holds_counts(value)
+        return None if inexact else found
+
+    def _of(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
+        place = value, index
+        for place in self.notation.places(value, index):
+            rule = _RULES.get(place[0].op)
+            if rule is None:
+                continue
+            found = rule(self, *place)
+            if found is not None and all(p.term == 1.0 for p in found):
+                return found
+            return self._leaf(*place) or found or self._unknown(*place)
+        return self._leaf(*place) or self._unknown(*place)
+
+    def _leaf(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
+        """A number of a token, whatever it is made of."""
+        of_token = all(a in self.rows for i in index for a in atoms(i))
+        return frozenset((Product(term=Leaf(value, index)),)) if of_token and _floats(value) else None
+
+    def _unknown(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
+        if value.dtype == torch.bool:
+            return frozenset((Product(tests=frozenset((Flag((value, index)),))),))
+        return frozenset((Product(term=Leaf(value, index)),)) if _floats(value) else None
+
+    def operand(self, operand: Any, index: tuple[Index, ...]) -> Sum | None:
+        """An operand of an elementwise op, at an element of the result."""
+        if isinstance(operand, Value):
+            return self.of(operand, broadcast(index, operand)) if operand.is_tensor else None
+        return number_sum(float(operand)) if isinstance(operand, (int, float)) else None
+
+    # ------------------------------------------------------------------------------- sums over a variable
+
+    def summed(self, total: Sum, variable: Index) -> Sum | None:
+        """The sum over all values of ``variable``, where tests leave one value, or one at most."""
+        return self._each(total, lambda product: self._summed(product, variable))
+
+    def _each(self, total: Sum, rule: Callable[[Product], Sum | None]) -> Sum | None:
+        found = [rule(product) for product in total]
+        return None if None in found else added(*(f for f in found if f is not None))
+
+    def _summed(self, product: Product, variable: Index) -> Sum | None:
+        if not variable.terms:
+            return frozenset((product,))
+        for test in product.tests:
+            if isinstance(test, Is) and test.expert == variable:
+                entry = test.entry
+                return renamed(product, lambda atom: entry if of_atom(atom) == variable else None)
+        for test in product.tests:
+            if isinstance(test, Is) and mentions((test.entry,), variable):
+                return self._of_one_slot(product, test, variable)
+        return None
+
+    def _of_one_slot(self, product: Product, test: Is, variable: Index) -> Sum | None:
+        """The slot that names an expert, of which there is one at most, always by the same variable."""
+        element = test.entry.atom
+        if not isinstance(element, Element) or len(element.index) < 2 or element.index[-1] != variable:
+            return None
+        if not names_once(element.value):
+            return None
+        slot = self.slot(element.value, element.index[:-1], test.expert, sizes_of(element.value)[-1])
+        return renamed(product, lambda atom: slot if of_atom(atom) == variable else None)
+
+    def slot(self, ids: Value, row: tuple[Index, ...], expert: Index, size: Size) -> Index:
+        """The variable of the slot in which a row of ids names an expert."""
+        return self._slots.setdefault((ids, row, expert), self.notation.variables.new(size))
+
+    # ------------------------------------------------------------------------------- rules
+
+    def _cast(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
+        found = self.of(value.input, index) if isinstance(value.input, Value) else None
+        if found is None or value.dtype is None:
+            return None
+        if value.dtype == torch.bool:
+            return self.nonzero(found)
+        return added(*(frozenset((_cast_term(p, value.dtype),)) for p in found))
+
+    def nonzero(self, total: Sum) -> Sum | None:
+        """Whether an element is not 0, if no two products of its sum hold at once (see `capacity`)."""
+        if any(p.tallies or p.number <= 0 for p in total):
+            return None
+        return added(*(frozenset((replace(p, number=1.0, term=1.0),)) for p in total))
+
+    def _mul(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
+        sides = [self.operand(o, index) for o in (value.input, value.arg("other"))]
+        return None if None in sides else multiplied(*sides)  # type: ignore[arg-type]
+
+    def _and(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
+        return self._mul(value, index)
+
+    def _add(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
+        sides = [self.operand(o, index) for o in (value.input, value.arg("other"))]
+        if None in sides or value.arg("alpha", 1) != 1 or value.dtype == torch.bool:
+            return None
+        left, right = sides
+        assert left is not None and right is not None
+        return added(left, negative(right) if value.op == "sub" else right)
+
+    def _div(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
+        """By a number of a token."""
+        total, divisor = (self.operand(o, index) for o in (value.input, value.arg("other")))
+        if total is None or divisor is None or len(divisor) != 1 or value.arg("rounding_mode") is not None:
+            return None
+        (by,) = divisor
+        if by.tests or by.tallies or not isinstance(by.term, (Leaf, Call)) or any(p.tallies for p in total):
+            return None
+        denominator = by.term if by.number == 1.0 else Call(torch.mul, (by.term, by.number))
+        return frozenset(replace(p, term=Call(torch.div, (p.term, denominator))) for p in total)
+
+    def _not(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
+        found = self.operand(value.input, index) if value.input.dtype == torch.bool else None
+        return None if found is None else added(ONE, negative(found))
+
+    def _eq(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
+        left, right = value.input, value.arg("other")
+        for entry, other in ((left, right), (right, left)):
+            number = self._index(other, index)
+            if isinstance(entry, Value) and number is not None and not isinstance(number.atom, Element):
+                return self._equal(entry, broadcast(index, entry), number)
+        return None
+
+    def _index(self, operand: Any, index: tuple[Index, ...]) -> Index | None:
+        if isinstance(operand, int) and not isinstance(operand, bool):
+            return constant(operand)
+        if not isinstance(operand, Value) or not operand.is_tensor or operand.dtype is None or _floats(operand):
+            return None
+        return None if operand.dtype == torch.bool else self.notation.integer(operand, broadcast(index, operand))
+
+    def _equal(self, entry: Value, place: tuple[Index, ...], number: Index) -> Sum | None:
+        """``[entry == number]``, by what the entry is: a position, or an expert."""
+        position = self.of(entry, place)
+        if position is not None and any(p.tallies for p in position):
+            return frozenset((Product(tests=frozenset((At(number, position, (entry, place)),))),))
+        found = self._index(entry, place) if not _floats(entry) else None
+        return None if found is None else normalised(Product(tests=frozenset((Is(found, number),))))
+
+    def _one_hot(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
+        return self._equal(value.input, index[:-1], index[-1])
+
+    def _compared(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
+        """A position with the capacity; any other comparison with 0 is that of a mask."""
+        bound = value.arg("other")
+        bound = size_of(bound.example) if isinstance(bound, Value) and not bound.is_tensor else bound
+        position = self.operand(value.input, index)
+        if position is None or not isinstance(value.input, Value) or isinstance(bound, Value):
+            return None
+        if not any(p.tallies for p in position):
+            pure = all(p.term == 1.0 and p.number == 1.0 for p in position)
+            return position if value.op in ("gt", "ne") and bound == 0 and pure else None
+        if isinstance(bound, float):
+            if not bound.is_integer():
+                return None
+            bound = int(bound)
+        below = value.op in ("lt", "le")
+        limit = bound + 1 if value.op in ("le", "gt") else bound
+        test = Below(position, limit, (value, index), negated=not below)
+        found: Sum = frozenset((Product(tests=frozenset((test,))),))
+        return found if below else added(ONE, negative(found))
+
+    def _ne(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
+        total = self.operand(value.input, index) if value.arg("other") == 0 else None
+        return None if total is None else self.nonzero(total)
+
+    def _where(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
+        if value.arg("self") is None or value.arg("other") is None:
+            return None
+        return self._picked(value.input, value.arg("self"), value.arg("other"), index)
+
+    def _masked_fill(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
+        return self._picked(value.arg("mask"), value.arg("value"), value.input, index)
+
+    def _picked(self, mask: Any, left: Any, right: Any, index: tuple[Index, ...]) -> Sum | None:
+        holds, inside, outside = (self.operand(o, index) for o in (mask, left, right))
+        if holds is None or inside is None or outside is None:
+            return None
+        parts = multiplied(holds, inside), multiplied(added(ONE, negative(holds)), outside)
+        return None if None in parts else added(*(p for p in parts if p is not None))
+
+    def _sum(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
+        source, axes = value.input, value.arg("dim")
+        axes = axes if isinstance(axes, tuple) else (axes,)
+        if not isinstance(source, Value) or len(axes) != 1 or not isinstance(axes[0], int):
+            return None
+        axis = axes[0] % len(source.shape)
+        rest = [*index[:axis], *index[axis + 1 :]] if value.arg("keepdim", False) else list(index)
+        variable = self.notation.variables.new(sizes_of(source)[axis])
+        inner = self.of(source, (*rest[:axis], variable, *rest[axis:]))
+        found = None if inner is None else self.summed(inner, variable)
+        if found is not None or inner is None or not all(p.term == 1.0 for p in inner):
+            return found
+        return _tally(source, axis, (*rest[:axis], constant(0), *rest[axis:]), running=False)
+
+    def _any(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
+        found = self._sum(value, index) if value.arg("dim") is not None else None
+        single = found is not None and len(found) == 1 and not any(p.tallies or p.term != 1.0 for p in found)
+        return found if single else None
+
+    def _cumsum(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
+        axis = value.arg("dim")
+        if not isinstance(axis, int):
+            return None
+        axis %= len(index)
+        source, before = value.input, self._shifted(value.input, axis)
+        if before is None:
+            return _tally(source, axis, index, running=True)
+        own = self.of(before, index)
+        return None if own is None else added(_tally(before, axis, index, running=True), negative(own))
+
+    def _shifted(self, value: Value, axis: int) -> Value | None:
+        """What ``pad`` moves on by one row, putting zeros in front: its running sum counts the rows before."""
+        widths = value.arg("pad")
+        if value.op != "pad" or not isinstance(widths, tuple) or len(widths) % 2:
+            return None
+        fill, mode = value.arg("value"), value.arg("mode", "constant")
+        from_last = len(value.shape) - 1 - axis
+        wanted = [(1, -1) if i == from_last else (0, 0) for i in range(len(widths) // 2)]
+        pairs = [tuple(widths[2 * i : 2 * i + 2]) for i in range(len(widths) // 2)]
+        moved = pairs == wanted and from_last < len(pairs) and mode == "constant" and fill in (None, 0, 0.0)
+        return value.input if moved and isinstance(value.input, Value) else None
+
+    def _scatter(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
+        """``zeros.scatter(-1, ids, source)`` with ids that differ within a row."""
+        axis, ids = value.arg("dim"), value.arg("index")
+        source = value.arg("src", value.arg("value"))
+        base = self.of(value.input, index)
+        known = isinstance(axis, int) and isinstance(ids, Value) and value.arg("reduce") is None and base == NOTHING
+        if not known or len(index) < 2 or axis % len(index) != len(index) - 1 or not names_once(ids):
+            return None
+        slot = self.slot(self.notation.canon(ids), index[:-1], index[-1], sizes_of(ids)[-1])
+        place = (*index[:-1], slot)
+        test = Is(self.notation.integer(ids, place), index[-1])
+        written = self.of(source, place) if isinstance(source, Value) else number_sum(float(source))
+        return None if written is None else multiplied(frozenset((Product(tests=frozenset((test,))),)), written)
+
+    def _contraction(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
+        product = self.products.of(value, index)
+        return None if product is None else self._contracted(product)
+
+    def _contracted(self, product: Contraction) -> Sum | None:
+        total: Sum | None = ONE if product.bias is None else None
+        for place in product.operands:
+            factor = self.of(*place)
+            total = None if total is None or factor is None else multiplied(total, factor)
+        for variable in product.bound:
+            total = None if total is None else self.summed(total, variable)
+        return total
+
+    def _zeros(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
+        return NOTHING
+
+    def _ones(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
+        return ONE
+
+
+def negative(total: Sum) -> Sum:
+    """-sum."""
+    return frozenset(replace(p, number=-p.number) for p in total)
+
+
+def names_once(ids: Value) -> bool:
+    """Whether the ids of a token are known to differ: they are indices of a top-k, or there is one."""
+    if len(ids.shape) <= 1 or sizes_of(ids)[-1] == 1:
+        return True
+    return ids.op == "item" and ids.input.op in ("topk", "sort") and ids.arg("key") == 1
+
+
+def parts_of(part: Any) -> list[Index]:
+    """Every index in a term, a test or a product."""
+    if isinstance(part, Product):
+        inner = [part.term, *part.tests]
+        return [i for t in part.tallies for i in t.index] + [i for p in inner for i in parts_of(p)]
+    if isinstance(part, Call):
+        return [i for argument in part.arguments for i in parts_of(argument)]
+    if isinstance(part, Leaf):
+        return list(part.index)
+    if isinstance(part, Is):
+        return [part.entry, part.expert]
+    if isinstance(part, At):
+        return [part.index, *(i for p in part.position for i in parts_of(p))]
+    if isinstance(part, Below):
+        return [i for p in part.position for i in parts_of(p)]
+    return list(part.place[1]) if isinstance(part, Flag) else []
+
+
+def _tally(source: Value, axis: int, index: tuple[Index, ...], running: bool) -> Sum:
+    return frozenset((Product(tallies=frozenset((Tally(source, axis, index, running),))),))
+
+
+def _cast_term(product: Product, dtype: torch.dtype) -> Product:
+    if isinstance(product.term, float) or not dtype.is_floating_point:
+        return product
+    return replace(product, term=Call(torch.Tensor.to, (product.term, dtype)))
+
+
+def _floats(value: Value) -> bool:
+    return value.dtype is not None and value.dtype.is_floating_point
+
+
+def _holds_counts(value: Value) -> bool:
+    """Whether the dtype of a value holds every count."""
+    return not _floats(value) or value.dtype in _EXACT
+
+
+_RULES: dict[str, Callable[[Indicators, Value, tuple[Index, ...]], Sum | None]] = {
+    **dict.fromkeys(("to", "type_as"), Indicators._cast),
+    "mul": Indicators._mul,
+    **dict.fromkeys(("logical_and", "bitwise_and", "and_", "and", "__and__"), Indicators._and),
+    **dict.fromkeys(("add", "sub"), Indicators._add),
+    "div": Indicators._div,
+    **dict.fromkeys(("logical_not", "bitwise_not", "invert"), Indicators._not),
+    "eq": Indicators._eq,
+    "one_hot": Indicators._one_hot,
+    **dict.fromkeys(("lt", "le", "gt", "ge"), Indicators._compared),
+    "ne": Indicators._ne,
+    "where": Indicators._where,
+    "masked_fill": Indicators._masked_fill,
+    "sum": Indicators._sum,
+    **dict.fromkeys(("any", "amax"), Indicators._any),
+    "cumsum": Indicators._cumsum,
+    "scatter": Indicators._scatter,
+    **dict.fromkeys(("einsum", "bmm", "matmul", "mm"), Indicators._contraction),
+    **dict.fromkeys(("zeros", "zeros_like", "new_zeros"), Indicators._zeros),
+    **dict.fromkeys(("ones", "ones_like", "new_ones"), Indicators._ones),
+}
