@@ -258,9 +258,7 @@ def _times(total: Score, factors: Sequence[Score | None], contribution: Contribu
     return total
 
 
-def _outside(
-    weight: Score, scaled: Score, function: ExpertFunction, contribution: Contribution
-) -> tuple[Score, Score]:
+def _outside(weight: Score, scaled: Score, function: ExpertFunction, contribution: Contribution) -> tuple[Score, Score]:
     """A scale on the way in that is 0 for experts not chosen leaves them out, if 0 goes to 0."""
     if scaled.chosen is None:
         return weight, scaled

@@ -211,7 +211,7 @@ class Capacity:
         named = [t for t in product.tests if isinstance(t, Is) and t.expert in cell and t.expert.terms]
         require(len(named) == 1 and isinstance(named[0].entry.atom, Element), NO_MASK, at)
         entry, expert = named[0].entry, named[0].expert
-        total = renamed(product, lambda atom: entry if of_atom(atom) == expert else None)
+        total = renamed(product, {expert.atom: entry}.get)
         require(len(total) == 1, NO_MASK, at)
         (own,) = total
         placed = [t for t in own.tests if isinstance(t, At) and t.index in cell]

@@ -10,9 +10,10 @@ from samoyeds_compile.graph.values import Value
 from samoyeds_compile.match.notation.batched import require_alike
 from samoyeds_compile.match.notation.branch import Branch
 from samoyeds_compile.match.notation.experts import ExpertFunction
-from samoyeds_compile.match.notation.index import Element, Index, Size, sizes_of, substitute
+from samoyeds_compile.match.notation.index import Index, Size, sizes_of, substitute
 from samoyeds_compile.match.notation.notation import Notation
 from samoyeds_compile.match.notation.scores import Call, Leaf, Score, substitute_score
+from samoyeds_compile.match.notation.segments import chosen_from
 from samoyeds_compile.match.region import require
 
 Choice = list[Branch]
@@ -103,17 +104,7 @@ def _count_experts(choice: Choice) -> Size:
     if stacked.expert is not None:
         return sizes_of(stacked.value)[0]
     highest = max(b.expert or 0 for b in choice) + 1
-    return max(highest, len(choice), _chosen_from(choice[0].element) or 0)
-
-
-def _chosen_from(element: Element) -> int | None:
-    """How many experts a router chooses from, if the ids come from one."""
-    value = element.value
-    choice = value.input if value.op == "item" else value
-    known = choice.op in ("topk", "argmax", "max", "sort", "argsort") and isinstance(choice.input, Value)
-    axis = choice.arg("dim", -1)
-    width = sizes_of(choice.input)[axis] if known and isinstance(axis, int) else None
-    return width if isinstance(width, int) else None
+    return max(highest, len(choice), chosen_from(choice[0].element.value) or 0)
 
 
 def _require_same(first: Branch, other: Branch) -> None:
@@ -152,14 +143,14 @@ def _generalised(branch: Branch, number: int | None, top_k: int, slot: Index) ->
         return term
 
     element = branch.element
-    ids = Index(0, frozenset(((Element(element.value, (*element.index[:-1], slot)), 1),)))
+    ids = Index(0, frozenset(((replace(element, index=(*element.index[:-1], slot)), 1),)))
     weights = {"weight": term_of(branch.weight), "input_weight": term_of(branch.input_weight)}
     return replace(branch, ids=ids, slot=slot, **weights)
 
 
 def _slot_renaming(branch: Branch, like: Branch) -> Any:
     a, b = branch.element, like.element
-    if a.value is not b.value or len(a.index) != len(b.index):
+    if a.value is not b.value or a.most != b.most or len(a.index) != len(b.index):
         return None
     names: dict[Any, Index] = {}
     if branch.slot != like.slot:

@@ -42,7 +42,7 @@ from samoyeds_compile.match.notation.index import (
 from samoyeds_compile.match.notation.notation import Notation
 from samoyeds_compile.match.notation.products import Contraction, Products
 from samoyeds_compile.match.notation.reindex import Place, broadcast, index_parts
-from samoyeds_compile.match.notation.segments import counts_experts
+from samoyeds_compile.match.notation.segments import expert_of_rank
 from samoyeds_compile.match.region import require
 
 
@@ -321,11 +321,10 @@ class Contributions:
         rank = position.atom
         require(sizes is not None and isinstance(rank, Rank), "the sizes of a split do not count experts", split)
         assert sizes is not None and isinstance(rank, Rank)
-        sort = rank.permutation.input if rank.permutation.op == "item" else rank.permutation
-        counts, experts = sizes
-        counted = counts_experts(counts, sort.input, experts, self.notation)
-        require(counted, "the sizes of a split do not count the expert ids that were sorted", split)
-        return self.notation.integer(sort.input, (rank.index,))
+        expert = expert_of_rank(rank, *sizes, self.notation)
+        require(expert, "the sizes of a split do not count the expert ids that were sorted", split)
+        assert expert is not None
+        return expert
 
     # ------------------------------------------------------------------------------- writing by index
 

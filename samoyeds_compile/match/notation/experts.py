@@ -27,6 +27,7 @@ from samoyeds_compile.match.notation.index import (
     part_sizes,
     scale,
     sizes_of,
+    unbounded,
 )
 from samoyeds_compile.match.notation.notation import Notation
 from samoyeds_compile.match.notation.products import Contraction, Products
@@ -176,9 +177,10 @@ def _bias_of(notation: Notation, product: Contraction, added: Place | None, out:
 
 
 def _bias(notation: Notation, value: Value, index: tuple[Index, ...], out: Index, weight: Weight) -> Bias:
+    own = () if weight.expert is None else (weight.expert, unbounded(weight.expert))  # an index is in range anyway
     for vector, place in notation.places(value, index):
-        if len(place) == 2 and place[1] == out and place[0] == weight.expert:
-            return Bias(vector, place[0])
+        if len(place) == 2 and place[1] == out and place[0] in own:
+            return Bias(vector, weight.expert)
         if len(place) == 1 and place[0] == out and weight.expert is None:
             return Bias(vector, None)
     raise Decline("what is added to a projection is no bias of the same expert", value)

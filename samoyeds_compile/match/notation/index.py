@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
@@ -31,10 +31,11 @@ class Var:
 
 @dataclass(frozen=True)
 class Element:
-    """Entry ``index`` of an integer tensor, such as ``ids[t, k]``."""
+    """Entry ``index`` of an integer tensor, such as ``ids[t, k]``, but no more than ``most`` if that is given."""
 
     value: Value
     index: tuple[Index, ...]
+    most: Size | None = None
 
 
 @dataclass(frozen=True)
@@ -297,40 +298,46 @@ def unflatten(position: Index, sizes: Sequence[Size]) -> tuple[Index, ...]:
     return (position, *reversed(index)) if sizes else ()
 
 
+def unbounded(index: Index) -> Index:
+    """The entry of an integer tensor itself, where an index is that but bounded."""
+    atom = index.atom
+    return of_atom(replace(atom, most=None)) if isinstance(atom, Element) else index
+
+
 def mentions(index: Iterable[Index], part: Index) -> bool:
     """Whether an atom of ``part`` occurs in an index, at any depth; an axis of one entry occurs nowhere."""
     wanted = {a for a, _ in part.terms}
     return any(a in wanted for i in index for a in atoms(i))
 
 
-def substitute(index: Index, replace: Callable[[Atom], Index | None]) -> Index:
+def substitute(index: Index, replaced: Callable[[Atom], Index | None]) -> Index:
     """``index`` with atoms replaced, at any depth."""
     result = Index(index.constant)
     for atom, coefficient in index.terms:
-        result = add(result, scale(_substituted(atom, replace), coefficient))
+        result = add(result, scale(_substituted(atom, replaced), coefficient))
     return result
 
 
-def _substituted(atom: Atom, replace: Callable[[Atom], Index | None]) -> Index:
-    new = replace(atom)
+def _substituted(atom: Atom, replaced: Callable[[Atom], Index | None]) -> Index:
+    new = replaced(atom)
     if new is not None:
         return new
     if isinstance(atom, Element):
-        return of_atom(Element(atom.value, tuple(substitute(i, replace) for i in atom.index)))
+        return of_atom(Element(atom.value, tuple(substitute(i, replaced) for i in atom.index), atom.most))
     if isinstance(atom, Count):
-        return of_atom(Count(atom.mask, tuple(substitute(i, replace) for i in atom.index)))
+        return of_atom(Count(atom.mask, tuple(substitute(i, replaced) for i in atom.index)))
     if isinstance(atom, Sorted):
-        return sorted_at(atom.permutation, substitute(atom.index, replace))
+        return sorted_at(atom.permutation, substitute(atom.index, replaced))
     if isinstance(atom, Rank):
-        return rank_of(atom.permutation, substitute(atom.index, replace))
+        return rank_of(atom.permutation, substitute(atom.index, replaced))
     if isinstance(atom, Coordinate):
-        return coordinate(atom.mask, atom.axis, substitute(atom.index, replace))
+        return coordinate(atom.mask, atom.axis, substitute(atom.index, replaced))
     if isinstance(atom, Quotient):
-        return divide(substitute(atom.index, replace), atom.divisor)
+        return divide(substitute(atom.index, replaced), atom.divisor)
     if isinstance(atom, Remainder):
-        return remainder(substitute(atom.index, replace), atom.divisor)
+        return remainder(substitute(atom.index, replaced), atom.divisor)
     if isinstance(atom, Piece):
-        return of_atom(Piece(atom.split, atom.number, substitute(atom.index, replace)))
+        return of_atom(Piece(atom.split, atom.number, substitute(atom.index, replaced)))
     return of_atom(atom)
 
 

@@ -7,13 +7,13 @@ What decides which row stands in which place of an expert is written with one-ho
     [position < C]       the comparison with the capacity
     [position == c]      one_hot(position)
 
-Every op between them is a polynomial in these, and as ``[p] * [p]`` is ``[p]`` and a sum over e of ``[ids == e] * f(e)``
-is ``f(ids)``, polynomials that mean the same mostly are equal objects.
+Every op between them is a polynomial in these. As ``[p] * [p]`` is ``[p]`` and a sum over e of ``[ids == e] * f(e)`` is
+``f(ids)``, polynomials that mean the same mostly are equal objects.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,15 +21,12 @@ import torch
 
 from samoyeds_compile.graph.values import Value
 from samoyeds_compile.match.notation.index import (
-    Atom,
     Element,
     Index,
     Size,
-    Var,
     atoms,
     constant,
     mentions,
-    of_atom,
     size_of,
     sizes_of,
     substitute,
@@ -39,7 +36,7 @@ from samoyeds_compile.match.notation.products import Contraction, Products
 from samoyeds_compile.match.notation.reindex import Place, broadcast
 from samoyeds_compile.match.notation.scores import Call, Leaf, substitute_term
 
-Replace = Callable[[Atom], "Index | None"]
+Replace = Callable[[Any], "Index | None"]
 
 
 @dataclass(frozen=True)
@@ -279,8 +276,7 @@ class Indicators:
             return frozenset((product,))
         for test in product.tests:
             if isinstance(test, Is) and test.expert == variable:
-                entry = test.entry
-                return renamed(product, lambda atom: entry if of_atom(atom) == variable else None)
+                return renamed(product, {variable.atom: test.entry}.get)
         for test in product.tests:
             if isinstance(test, Is) and mentions((test.entry,), variable):
                 return self._of_one_slot(product, test, variable)
@@ -294,7 +290,7 @@ class Indicators:
         if not names_once(element.value):
             return None
         slot = self.slot(element.value, element.index[:-1], test.expert, sizes_of(element.value)[-1])
-        return renamed(product, lambda atom: slot if of_atom(atom) == variable else None)
+        return renamed(product, {variable.atom: slot}.get)
 
     def slot(self, ids: Value, row: tuple[Index, ...], expert: Index, size: Size) -> Index:
         """The variable of the slot in which a row of ids names an expert."""

@@ -43,7 +43,7 @@ class Operands:
         table = self._table(element.value, element.index)
         require(table is not None, "the expert ids are no table [T, K]", element.value)
         assert table is not None
-        self.table = table
+        self.table = table if element.most is None else Derived(torch.clamp_max, (table, element.most))
 
     def ids(self) -> Operand:
         """The ids [T, K]; E where what a choice depends on does not hold."""
@@ -65,7 +65,9 @@ class Operands:
         """A term as a tensor [T, K]."""
         operand = self._operand(term)
         if isinstance(operand, (int, float)):
-            return Derived(torch.full_like, (self.table, operand), (("dtype", self.branch.function.down.product.dtype),))
+            return Derived(
+                torch.full_like, (self.table, operand), (("dtype", self.branch.function.down.product.dtype),)
+            )
         narrow = self.top_k > 1 and not self._has_slot(term)
         return Derived(torch.Tensor.expand, (operand, -1, self.top_k)) if narrow else operand
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from samoyeds_compile.graph.values import Value
-from samoyeds_compile.match.notation.index import Index, Rank, Size, Sorted, of_atom, sizes_of, substitute
+from samoyeds_compile.match.notation.index import Element, Index, Rank, Size, Sorted, of_atom, sizes_of, substitute
 from samoyeds_compile.match.notation.notation import Notation
 
 _INEXACT = (torch.bfloat16, torch.float16)
@@ -25,11 +27,39 @@ def expert_of_row(ends: Value, cumulative: bool, row: Index, experts: Size, nota
     atom = row.atom
     if not isinstance(atom, Rank):
         return None
-    sort = atom.permutation.input if atom.permutation.op == "item" else atom.permutation
     sizes = _differences(ends) if cumulative else ends
-    if sizes is None or not counts_experts(sizes, sort.input, experts, notation):
+    return None if sizes is None else expert_of_rank(atom, sizes, experts, notation)
+
+
+def expert_of_rank(rank: Rank, sizes: Value, experts: Size, notation: Notation) -> Index | None:
+    """The expert whose run holds a sorted row, if ``sizes`` [E] are the lengths of the runs of the ids sorted."""
+    sort = rank.permutation.input if rank.permutation.op == "item" else rank.permutation
+    if not counts_experts(sizes, sort.input, experts, notation):
         return None
-    return notation.integer(sort.input, (atom.index,))
+    entry = notation.integer(sort.input, (rank.index,))
+    element = entry.atom
+    if (
+        not _counts_one_more(sizes, experts)
+        or not isinstance(element, Element)
+        or chosen_from(element.value) == experts
+    ):
+        return entry
+    return of_atom(replace(element, most=experts - 1))
+
+
+def _counts_one_more(sizes: Value, experts: Size) -> bool:
+    """Whether a histogram counts the id E as expert E - 1: its last bin is closed on both sides."""
+    histogram = strip_casts(sizes)
+    return histogram.op == "histc" and histogram.arg("max") == experts
+
+
+def chosen_from(ids: Value) -> int | None:
+    """How many experts a router chooses from, if the ids come from one."""
+    choice = ids.input if ids.op == "item" else ids
+    known = choice.op in ("topk", "argmax", "max", "sort", "argsort") and isinstance(choice.input, Value)
+    axis = choice.arg("dim", -1)
+    width = sizes_of(choice.input)[axis] if known and isinstance(axis, int) else None
+    return width if isinstance(width, int) else None
 
 
 def _differences(offsets: Value) -> Value | None:
@@ -62,7 +92,7 @@ def _counted(sizes: Value, experts: Size) -> Value | None:
     """The ids that a histogram counts."""
     if sizes.op == "histc":
         bounds = (sizes.arg("bins"), sizes.arg("min"), sizes.arg("max"))
-        # One bin an id: E bins over [0, E-1] or [0, E] both put id e into bin e.
+        # One bin an id: E bins over [0, E-1] or [0, E] both put id e < E into bin e.
         exact = bounds in ((experts, 0, experts - 1), (experts, 0, experts))
         return strip_casts(sizes.input) if exact else None
     if sizes.op == "bincount" and sizes.arg("weights", sizes.arg("1")) is None:
