@@ -18,6 +18,9 @@ LARGEST_REPLAYED = 64
 MOST_BYTES = 256 * 2**20
 """Inputs larger than this are not made up."""
 
+MOST_PLACES = 256
+"""Experts that take more rows than this are not overfilled: one-hot masks [T, E, C] would grow with the square."""
+
 MOST_ROUNDS = 128
 """How often a case is repeated, with other experts, where its tokens are too few to hit every expert at once."""
 
@@ -60,7 +63,11 @@ def cases_of(region: MoERegion) -> list[Case]:
     ]
     if region.top_k < region.num_experts:
         cases.insert(1, Case("one expert empty", 5, _without_first, required=True))
-    return [*cases, Case("sentinel ids", 6, _with_sentinels, required=True)] if region.sentinels else cases
+    if region.sentinels:
+        cases.append(Case("sentinel ids", 6, _with_sentinels, required=True))
+    if region.capacity is not None and region.capacity <= MOST_PLACES:
+        cases.append(Case("more rows than places", region.capacity + 3, _all_alike))
+    return cases
 
 
 def all_experts(tokens: int, top_k: int, experts: int, generator: torch.Generator) -> Tensor:
@@ -71,6 +78,11 @@ def all_experts(tokens: int, top_k: int, experts: int, generator: torch.Generato
 
 def _without_first(tokens: int, top_k: int, experts: int, generator: torch.Generator) -> Tensor:
     return all_experts(tokens, top_k, max(experts - 1, 1), generator) + (1 if experts > 1 else 0)
+
+
+def _all_alike(tokens: int, top_k: int, experts: int, generator: torch.Generator) -> Tensor:
+    """All tokens go to the same experts."""
+    return torch.arange(top_k).remainder(experts).expand(tokens, top_k).contiguous()
 
 
 def _with_sentinels(tokens: int, top_k: int, experts: int, generator: torch.Generator) -> Tensor:

@@ -34,6 +34,7 @@ class Branch:
         distinct: that an expert is named once by a token was relied on.
         dtypes: dtypes that the rows and sums have on the way to the output.
         conditions: terms that must be true for it to count, beside ``ids`` naming the expert.
+        places: how many rows an expert takes, if there is a limit.
     """
 
     ids: Index
@@ -45,6 +46,7 @@ class Branch:
     distinct: bool
     dtypes: frozenset[torch.dtype]
     conditions: tuple[Any, ...] = ()
+    places: Size | None = None
 
     @property
     def element(self) -> Element:
@@ -186,7 +188,7 @@ class BranchReader:
         return [
             Branch(
                 kept.ids, number, function, _scaled(kept.term, contribution.scale), 1.0, self._slot(kept.ids), False,
-                contribution.dtypes, kept.conditions,
+                contribution.dtypes, kept.conditions, found.places,
             )
             for kept in found.kept
         ]  # fmt: skip

@@ -113,11 +113,13 @@ class Dispatch:
         x: the token's row.
         expert: the variable that counts experts.
         kept: the choices of a token.
+        places: how many rows an expert takes.
     """
 
     x: Place
     expert: Index
     kept: tuple[Kept, ...]
+    places: Size
 
 
 @dataclass(frozen=True)
@@ -168,8 +170,10 @@ class Capacity:
         for choice in combination:
             found = any(_reads(choice, c) for c in moved)
             require(found, "the combination reads places that were not filled", source[0])
-        places = [b.atom.size for b in contribution.bound if b != expert and isinstance(b.atom, Var)]
-        return Dispatch(x, expert, tuple(self._kept(c, places, source[0]) for c in combination))
+        places = [_size(b) for b in contribution.bound if b != expert]
+        require(len(places) == 1, NO_MASK, source[0])
+        kept = tuple(self._kept(c, places[0], source[0]) for c in combination)
+        return Dispatch(x, expert, kept, places[0])
 
     # ------------------------------------------------------------------------------- reading
 
@@ -289,12 +293,12 @@ class Capacity:
 
     # ------------------------------------------------------------------------------- results
 
-    def _kept(self, choice: Choice, places: list[Size], at: Value) -> Kept:
+    def _kept(self, choice: Choice, places: Size, at: Value) -> Kept:
         conditions = [_element(test) for test in choice.tests]
         limits = [t.bound for t in choice.tests if isinstance(t, Below) and t.position == choice.position]
-        if not any(limit in places for limit in limits):  # one_hot(position, C) has room for C
-            require(len(places) == 1 and isinstance(places[0], int), "the number of places is not static", at)
-            conditions.append(Call(torch.lt, (Leaf(*choice.place), places[0])))
+        if places not in limits:  # ``position == arange(C)`` holds for none
+            require(isinstance(places, int), "the number of places is not static", at)
+            conditions.append(Call(torch.lt, (Leaf(*choice.place), places)))
         return Kept(choice.ids, choice.term, tuple(conditions))
 
 
