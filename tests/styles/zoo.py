@@ -1,7 +1,7 @@
 """The zoo: MoE blocks as people write them, one entry a style, with what the finished backend is to make of each.
 
 ``STYLES[name].build(hidden, width, experts, top_k, **axes)`` makes a module; `Style.axes` names the variations that a
-style has. The classes are in `grouped` (P1), `gathered` (P2), `loops` (P3), `dense` (P4) and `capacity` (P5).
+style has. The classes are in `grouped` (P1), `gathered` (P2), `loops` (P3), `dense` (P4), `capacity` and `onehot` (P5).
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.styles import capacity, dense, gathered, grouped, loops
+from tests.styles import capacity, dense, gathered, grouped, loops, onehot
 from tests.styles.parts import ACTIVATIONS, GATED, ROUTERS, Block
 
 FLAT, SEQUENCES = "TH", "BSH"
@@ -145,6 +145,17 @@ _TABLE = (
     _p("P5", "deepspeed_chunks", capacity.DeepSpeedChunks, outside=3, top_k=2, axes=_gated),
     _p("P5", "switch_top1", capacity.SwitchTop1, **_sequences, top_k=1,
        axes={"activation": ("relu", *GATED)}),
+    _p("P5", "deepspeed_topk", onehot.DeepSpeedTopK, outside=4, top_k=3, outcome="batched",
+       axes={"activation": ("relu", *GATED)}),
+    _p("P5", "deepspeed_topk_by_gate", onehot.DeepSpeedTopKByGate, outside=4, top_k=2, outcome="batched",
+       axes={"activation": ("relu", *GATED)}),
+    _p("P5", "deepspeed_top1", onehot.DeepSpeedTop1, outside=3, top_k=1, axes={"activation": ("relu", *GATED)}),
+    _p("P5", "deepspeed_top1_selected", onehot.DeepSpeedTop1Selected, outside=4, top_k=1, outcome="batched",
+       axes={"activation": ("relu", *GATED)}),
+    _p("P5", "lucidrains_top2", onehot.LucidrainsTop2, **_sequences, top_k=2, outcome="batched", outside=3,
+       axes={"activation": ("relu", *GATED), "threshold": (0.0, 0.3)}),
+    _p("P5", "gshard_matmul", onehot.GShardMatmul, top_k=2, axes={"activation": ("relu", *GATED)}),
+    _p("P5", "flat_priority", onehot.FlatPriority, axes={"activation": ("relu", *GATED), "router": ROUTERS}),
     _p("P5", "padded_buffer", capacity.PaddedBuffer, outcome="batched",
        axes={"activation": ("relu", *GATED), "router": ROUTERS}),
     _p("P5", "expert_choice", capacity.ExpertChoice, outcome="batched", axes={"activation": ("relu", *GATED)}),
