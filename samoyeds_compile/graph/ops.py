@@ -82,6 +82,13 @@ SIGNATURES: Mapping[str, tuple[str, ...]] = {
         "mul": "input other",
         "new_full": "input size fill_value",
         "one_hot": "input num_classes",
+        "and_": "input other",
+        "bitwise_and": "input other",
+        "bitwise_or": "input other",
+        "logical_and": "input other",
+        "logical_or": "input other",
+        "pad": "input pad mode value",
+        "type_as": "input other",
         "scatter": "input dim index src",
         "scatter_add": "input dim index src",
         "scatter_reduce": "input dim index src reduce include_self",
@@ -262,7 +269,13 @@ def _normalize_to(node: fx.Node, name: str, writes: Writes) -> Call:
     dtypes = [a for a in arguments if isinstance(a, torch.dtype)]
     if len(dtypes) == 1 and not any(isinstance(a, (torch.device, str, fx.Node)) for a in arguments):
         return Call("to", {"input": node.args[0], "dtype": dtypes[0]}, writes)
+    if len(arguments) == 1 and isinstance(arguments[0], fx.Node) and _is_tensor(arguments[0]):
+        return Call("type_as", {"input": node.args[0], "other": arguments[0]}, writes)
     return Call("to_other", bind("to_other", node.args, node.kwargs), writes)
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("example_value"), torch.Tensor)
 
 
 def _normalize_getitem(node: fx.Node, name: str, writes: Writes) -> Call:

@@ -136,6 +136,7 @@ class MoERegion:
         output: [T, H], or x's leading sizes and H.
         expert_axis: which axis of x counts experts, if there are no ids; the others but the last are rows.
         computed: values inside the region that operands read (which rows find a place); they stay.
+        flags: masks of tokens and experts, true where a token may go to an expert, that come from outside.
         capacity: how many rows an expert takes before it drops the others, where that is known and a number.
         prologue: ``computed`` and every value inside the region that they are computed from, in graph order.
         members: every value that the rewrite makes superfluous.
@@ -161,6 +162,7 @@ class MoERegion:
     base: Value | None = None
     expert_axis: int = 0
     computed: tuple[Value, ...] = ()
+    flags: tuple[Value, ...] = ()
     capacity: int | None = None
     prologue: list[Value] = field(default_factory=list)
     members: list[Value] = field(default_factory=list)

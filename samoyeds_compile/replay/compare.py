@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,11 @@ def tolerance(region: MoERegion) -> float:
 
 
 def results(
-    program: Callable[..., Any], inputs: Sequence[Any], needs_grad: bool, together: Sequence[Sequence[int]]
+    program: Callable[..., Any],
+    inputs: Sequence[Any],
+    needs_grad: bool,
+    together: Sequence[Sequence[int]],
+    written: Collection[int] = (),
 ) -> list[Tensor]:
     """The output, and the gradients of every floating input for a fixed cotangent.
 
@@ -36,9 +40,10 @@ def results(
         inputs: tensors and numbers.
         needs_grad: whether to compute gradients.
         together: indices of inputs (one matrix of each expert) whose gradients count as one.
+        written: indices of inputs that the program may write to.
     """
     leaves = [_leaf(t, needs_grad) if isinstance(t, Tensor) else t for t in inputs]
-    out = program(*leaves)
+    out = program(*(t.clone() if i in written and isinstance(t, Tensor) else t for i, t in enumerate(leaves)))
     if not needs_grad:
         return [out]
     differentiable = [t for t in leaves if isinstance(t, Tensor) and t.requires_grad]

@@ -30,8 +30,8 @@ class Inputs:
 
     def __init__(self, region: MoERegion) -> None:
         self.region = region
-        self.ids = set(leaves(region.expert_ids))
-        self.routing = {*self.ids, *leaves(region.expert_weights)}
+        self.routing = {*leaves(region.expert_ids), *leaves(region.expert_weights)}
+        self.ids = set(leaves(region.expert_ids)) - set(region.flags)
         self.x = set(leaves(region.x))
         self.matrices = {w for p in region.projections for w in p.weights}
         known = {value: shape for p in region.projections for value, shape in _parameters(region, p)}
@@ -144,6 +144,9 @@ class _Draw:
 
     def _tensor(self, value: Value, shape: tuple[int, ...], ids: Tensor) -> Tensor:
         dtype = value.dtype or torch.float32
+        if value in self.inputs.region.flags:
+            some = torch.rand(shape, generator=self.generator) < 0.7
+            return (self._flags(value, shape, ids) & some).to(dtype)
         if dtype == torch.bool:
             return self._flags(value, shape, ids)
         if _is_integer(value):

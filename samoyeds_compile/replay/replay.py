@@ -49,6 +49,7 @@ class Replay:
         last = dict.fromkeys(replacement_sizes(region), len(fragment.steps))
         self.sizes = {**last, **self.inputs.sizes, **fragment.sizes}  # each with the first step that has it
         self.together = [[position[w] for w in p.weights] for p in region.projections if len(p.weights) > 1]
+        self.written = {i for i, value in enumerate(region.inputs) if value.superseded is not None}
         self.suits: tuple[int, int] | None = None  # H and I at which the original ran
 
     def compare(self, case: Case) -> Outcome:
@@ -142,7 +143,7 @@ class _Attempts:
         return expected
 
     def _results(self, program: Callable[..., Any], inputs: list[Any]) -> list[Tensor]:
-        return results(program, inputs, self.replay.needs_grad, self.replay.together)
+        return results(program, inputs, self.replay.needs_grad, self.replay.together, self.replay.written)
 
     def _allows(self, step: Step, result: Any) -> bool:
         """Whether every dimension of a result is one that it may be."""

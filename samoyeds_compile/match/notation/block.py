@@ -105,7 +105,8 @@ class Block:
             expert_ids=_joined([o.ids() for o in operands]), expert_weights=self._precise(weights, choices, down),
             top_k=sum(o.top_k for o in operands), up=up, down=down, gate=gate, activation=function.activation,
             gate_up_layout=function.layout, output=self.output, weighting=weighting, base=base,
-            computed=tuple(computed), capacity=first.places if isinstance(first.places, int) else None,
+            computed=tuple(computed), flags=tuple(dict.fromkeys(v for o in operands for v in o.flags())),
+            capacity=first.places if isinstance(first.places, int) else None,
         )  # fmt: skip
 
     def _weights(self, operands: list[Operands]) -> tuple[str, Operand | None]:

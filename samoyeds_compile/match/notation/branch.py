@@ -174,9 +174,9 @@ class BranchReader:
     def _dispatched(self, contribution: Contribution, function: ExpertFunction) -> list[Branch]:
         at = contribution.value
         require(not function.inputs and function.scale == 1.0, "the rows are weighed on the way in", at)
-        capacity = Capacity(self.notation, self.products, self.tokens, self.index[:-1])
+        capacity = Capacity(self.notation, self.products, self.tokens, contribution)
         expert, number = _number(contribution)
-        found = capacity.read(contribution, _at_any(function.x, expert, number), function.up.inner)
+        found = capacity.read(_at_any(function.x, expert, number), function.up.inner)
         require(self.is_row(*found.x, function.up.inner), "the rows dispatched are not those of the output", at)
         require(number is None or expert == found.expert, "the weights are those of another expert", at)
         if number is None:

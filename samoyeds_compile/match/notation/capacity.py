@@ -11,7 +11,6 @@ appendix F.)
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,7 +56,7 @@ from samoyeds_compile.match.notation.indicators import (
 from samoyeds_compile.match.notation.notation import Notation
 from samoyeds_compile.match.notation.products import Contraction, Products
 from samoyeds_compile.match.notation.reindex import Place
-from samoyeds_compile.match.notation.scores import Call, Leaf
+from samoyeds_compile.match.notation.scores import Call, Given, Leaf
 from samoyeds_compile.match.region import require
 
 NO_MASK = "the rows are dispatched by a tensor that is no mask of places"
@@ -73,6 +72,7 @@ class Choice:
         term: the weight.
         position: the place with that expert.
         tests: what must hold for the row to be kept.
+        places: how many rows the expert takes.
         place: the element that holds the position.
     """
 
@@ -80,7 +80,13 @@ class Choice:
     term: Any
     position: Sum
     tests: frozenset[Test]
+    places: Size
     place: Place
+
+    @property
+    def holding(self) -> frozenset[Test]:
+        """What holds for a row that has a place: its tests, and that its position is one."""
+        return self.tests | {Below(self.position, self.places, self.place)}
 
     @property
     def element(self) -> Element:
@@ -138,18 +144,18 @@ class Capacity:
     Args:
         notation, products: of the graph.
         tokens: flat index of the output's token.
-        leading: the output's indices of the token.
+        contribution: to the output; what stands around the expert's row is the combination.
     """
 
-    def __init__(self, notation: Notation, products: Products, tokens: Index, leading: Sequence[Index]) -> None:
+    def __init__(self, notation: Notation, products: Products, tokens: Index, contribution: Contribution) -> None:
         self.notation, self.products, self.tokens = notation, products, tokens
-        self.indicators = Indicators(notation, products, [*leading, tokens])
+        self.contribution, self.cell = contribution, contribution.bound
+        self.indicators = Indicators(notation, products, self.cell)
 
-    def read(self, contribution: Contribution, source: Place, inner: Index) -> Dispatch:
+    def read(self, source: Place, inner: Index) -> Dispatch:
         """What becomes of a token.
 
         Args:
-            contribution: to the output; what stands around the expert's row is the combination.
             source: the element of the dispatched rows that enters the expert.
             inner: its feature index.
 
@@ -160,9 +166,8 @@ class Capacity:
         (rows,) = [p for p in product.operands if mentions(p[1], inner)]
         (mask,) = [p for p in product.operands if p is not rows]
         x, token_of = self._token(rows, product)
-        combination, expert = self._choices(self._combination(contribution), contribution, source[0])
-        self.indicators.rows |= {a for b in product.bound for a in atoms(b)}
-        dispatch, same = self._choices(self.indicators.of(*mask), contribution, source[0])
+        combination, expert = self._choices(self._combination(), source[0])
+        dispatch, same = self._choices(self.indicators.of(*mask), source[0])
         require(expert == same, "rows are dispatched and combined along different axes", source[0])
         require(all(c.term == 1.0 for c in dispatch), "the rows are weighted where they are dispatched", source[0])
         self._require_own_places(dispatch, product)
@@ -170,10 +175,8 @@ class Capacity:
         for choice in combination:
             found = any(_reads(choice, c) for c in moved)
             require(found, "the combination reads places that were not filled", source[0])
-        places = [_size(b) for b in contribution.bound if b != expert]
-        require(len(places) == 1, NO_MASK, source[0])
-        kept = tuple(self._kept(c, places[0], source[0]) for c in combination)
-        return Dispatch(x, expert, kept, places[0])
+        kept = tuple(self._kept(c, source[0]) for c in combination)
+        return Dispatch(x, expert, kept, combination[0].places)
 
     # ------------------------------------------------------------------------------- reading
 
@@ -195,18 +198,18 @@ class Capacity:
         require(len(found) == len([b for b in product.bound if b.terms]), NO_MASK, product.value)
         return (value, tuple(substitute(i, found.get) for i in index)), found
 
-    def _combination(self, contribution: Contribution) -> Sum | None:
+    def _combination(self) -> Sum | None:
         total: Sum | None = ONE
-        for place in contribution.factors:
+        for place in self.contribution.factors:
             factor = self.indicators.of(*place)
             total = None if total is None or factor is None else multiplied(total, factor)
         return total
 
-    def _choices(self, total: Sum | None, contribution: Contribution, at: Value) -> tuple[list[Choice], Index]:
+    def _choices(self, total: Sum | None, at: Value) -> tuple[list[Choice], Index]:
         """The products as choices, and the variable that counts experts."""
         require(total, NO_MASK, at)
         assert total is not None
-        found = [self._choice(product, contribution.bound, at) for product in total]
+        found = [self._choice(product, self.cell, at) for product in total]
         experts = {expert for _, expert in found}
         require(len(experts) == 1, "rows are dispatched along different axes", at)
         return sorted((c for c, _ in found), key=_order), experts.pop()
@@ -225,7 +228,7 @@ class Capacity:
         term = own.term if own.number == 1.0 else number
         free = not any(mentions(parts_of(p), c) for c in cell if c.terms for p in (term, *rest, *placed[0].position))
         require(free and all(isinstance(t, (Below, Flag)) for t in rest), NO_MASK, at)
-        return Choice(entry, term, placed[0].position, rest, placed[0].place), expert
+        return Choice(entry, term, placed[0].position, rest, _size(placed[0].index), placed[0].place), expert
 
     # ------------------------------------------------------------------------------- places of their own
 
@@ -289,16 +292,15 @@ class Capacity:
             return False
         more = counted - every
         own = all(isinstance(t, Below) and t.position == earlier.choice.position for t in more)
-        return every <= counted and own and more <= earlier.choice.tests
+        return every <= counted and own and more <= earlier.choice.holding
 
     # ------------------------------------------------------------------------------- results
 
-    def _kept(self, choice: Choice, places: Size, at: Value) -> Kept:
+    def _kept(self, choice: Choice, at: Value) -> Kept:
         conditions = [_element(test) for test in choice.tests]
-        limits = [t.bound for t in choice.tests if isinstance(t, Below) and t.position == choice.position]
-        if places not in limits:  # ``position == arange(C)`` holds for none
-            require(isinstance(places, int), "the number of places is not static", at)
-            conditions.append(Call(torch.lt, (Leaf(*choice.place), places)))
+        if choice.holding != choice.tests:  # ``position == arange(C)`` holds for no place, and needs no comparison
+            require(isinstance(choice.places, int), "the number of places is not static", at)
+            conditions.append(Call(torch.lt, (Leaf(*choice.place), choice.places)))
         return Kept(choice.ids, choice.term, tuple(conditions))
 
 
@@ -333,14 +335,16 @@ def _reads(choice: Choice, dispatched: Choice) -> bool:
         if i != j and isinstance(i.atom, Var) and isinstance(j.atom, Var) and i.atom.size == j.atom.size
     }  # fmt: skip
     same = dispatched.renamed(names.get)
-    return same.ids == choice.ids and same.position == choice.position and same.tests <= choice.tests
+    return same.ids == choice.ids and same.position == choice.position and same.tests <= choice.holding
 
 
 def _element(test: Test) -> Any:
     """What must be true, as a term."""
-    assert isinstance(test, (Below, Flag))
+    if isinstance(test, Flag):
+        return Given(*test.place)
+    assert isinstance(test, Below)
     leaf = Leaf(*test.place)
-    return Call(torch.logical_not, (leaf,)) if isinstance(test, Below) and test.negated else leaf
+    return Call(torch.logical_not, (leaf,)) if test.negated else leaf
 
 
 def _column(tally: Tally) -> list[Index]:

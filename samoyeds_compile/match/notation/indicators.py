@@ -207,12 +207,13 @@ class Indicators:
 
     Args:
         notation, products: of the graph.
-        rows: index variables of a token; a float that depends on nothing else is a term as it is.
+        cell: the variables that count experts and their places; a float that does not depend on them is a term as it
+            is, unless it is a mask or a position.
     """
 
-    def __init__(self, notation: Notation, products: Products, rows: Sequence[Index]) -> None:
+    def __init__(self, notation: Notation, products: Products, cell: Sequence[Index]) -> None:
         self.notation, self.products = notation, products
-        self.rows = {a for i in rows for a in atoms(i)}
+        self.cell = {a for i in cell for a in atoms(i)}
         self._slots: dict[Any, Index] = {}
         self._depth = 0
 
@@ -247,7 +248,7 @@ class Indicators:
 
     def _leaf(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
         """A number of a token, whatever it is made of."""
-        of_token = all(a in self.rows for i in index for a in atoms(i))
+        of_token = not any(a in self.cell or isinstance(a, Element) for i in index for a in atoms(i))
         return frozenset((Product(term=Leaf(value, index)),)) if of_token and _floats(value) else None
 
     def _unknown(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
@@ -293,7 +294,10 @@ class Indicators:
         return renamed(product, {variable.atom: slot}.get)
 
     def slot(self, ids: Value, row: tuple[Index, ...], expert: Index, size: Size) -> Index:
-        """The variable of the slot in which a row of ids names an expert."""
+        """The slot in which a row of ids names an expert: a variable, if it is not known."""
+        named = expert.atom
+        if isinstance(named, Element) and named.value is ids and named.index[:-1] == row:
+            return named.index[-1]
         return self._slots.setdefault((ids, row, expert), self.notation.variables.new(size))
 
     # ------------------------------------------------------------------------------- rules
@@ -450,13 +454,20 @@ class Indicators:
         return value.input if moved and isinstance(value.input, Value) else None
 
     def _scatter(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
-        """``zeros.scatter(-1, ids, source)`` with ids that differ within a row."""
+        """``zeros.scatter(-1, ids, source)`` with ids that differ within a row; ones along any axis are a mask."""
         axis, ids = value.arg("dim"), value.arg("index")
         source = value.arg("src", value.arg("value"))
         base = self.of(value.input, index)
-        known = isinstance(axis, int) and isinstance(ids, Value) and value.arg("reduce") is None and base == NOTHING
-        if not known or len(index) < 2 or axis % len(index) != len(index) - 1 or not names_once(ids):
+        if (
+            not isinstance(axis, int)
+            or not isinstance(ids, Value)
+            or value.arg("reduce") is not None
+            or base != NOTHING
+        ):
             return None
+        if len(index) < 2 or axis % len(index) != len(index) - 1 or not names_once(ids):
+            ones = source == 1 or (isinstance(source, Value) and self.of(source, (constant(0),) * len(index)) == ONE)
+            return frozenset((Product(tests=frozenset((Flag((value, index)),))),)) if ones else None
         slot = self.slot(self.notation.canon(ids), index[:-1], index[-1], sizes_of(ids)[-1])
         place = (*index[:-1], slot)
         test = Is(self.notation.integer(ids, place), index[-1])

@@ -12,7 +12,7 @@ import torch
 
 from samoyeds_compile.graph.values import Value
 from samoyeds_compile.match.notation.index import Element, Index, Size, Var, atoms, flatten, sizes_of
-from samoyeds_compile.match.notation.scores import Call, Leaf
+from samoyeds_compile.match.notation.scores import Call, Given, Leaf
 from samoyeds_compile.match.region import Derived, Operand, require
 
 if TYPE_CHECKING:
@@ -55,8 +55,12 @@ class Operands:
         return Derived(torch.Tensor.masked_fill, (self.table, dropped, self.experts))
 
     def computed(self) -> list[Value]:
-        """What says whether a choice is kept."""
-        return list(leaves_of(self.branch.conditions))
+        """What follows from the ids and says whether a choice is kept."""
+        return [leaf.value for leaf in leaves_of(self.branch.conditions) if not isinstance(leaf, Given)]
+
+    def flags(self) -> list[Value]:
+        """What else says whether a choice is kept."""
+        return [leaf.value for leaf in leaves_of(self.branch.conditions) if isinstance(leaf, Given)]
 
     def _kept(self) -> list[Operand]:
         return [self._operand(term) for term in self.branch.conditions]
@@ -122,10 +126,10 @@ class Operands:
         return Derived(torch.gather, (table, 1, wide))
 
 
-def leaves_of(term: Any) -> Iterator[Value]:
-    """The values whose elements stand in terms."""
+def leaves_of(term: Any) -> Iterator[Leaf]:
+    """The elements that stand in terms."""
     if isinstance(term, Leaf):
-        yield term.value
+        yield term
     arguments = term.arguments if isinstance(term, Call) else term if isinstance(term, tuple) else ()
     for argument in arguments:
         yield from leaves_of(argument)

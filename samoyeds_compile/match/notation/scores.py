@@ -51,6 +51,11 @@ class Leaf:
 
 
 @dataclass(frozen=True)
+class Given(Leaf):
+    """An element of a mask that has to do with neither ids nor weights, as far as is known."""
+
+
+@dataclass(frozen=True)
 class Call:
     """A function of terms and numbers; ``axis_k`` functions work along the k entries of a token."""
 
@@ -454,7 +459,7 @@ def substitute_score(score: Score, replaced: Callable[[Any], Index | None]) -> S
 def substitute_term(term: Any, replaced: Callable[[Any], Index | None]) -> Any:
     """A term with index atoms replaced."""
     if isinstance(term, Leaf):
-        return Leaf(term.value, tuple(substitute(i, replaced) for i in term.index))
+        return replace(term, index=tuple(substitute(i, replaced) for i in term.index))
     if isinstance(term, Call):
         return replace(term, arguments=tuple(substitute_term(a, replaced) for a in term.arguments))
     return term
