@@ -583,7 +583,7 @@ GSHARD = {
         "combine.bool().float()",
         "combine.bool().float() * (b1[:, 0] > 0)[:, None]",
     ),
-    "places closed to the dispatch": (MIDDLE, "combine.bool().float()", "combine.bool().float() * (torch.arange(C) > 0)"),
+    "places closed to the dispatch": (MIDDLE, "combine.bool().float()", "combine.bool() * (torch.arange(C) > 0).float()"),
     "the mask of either choice": (EITHER, "(places1 < C)", "(places1 < C) * ((mask1 + mask2) > 0)"),
     # other spellings, and what is close to them
     "places gathered": (EITHER, "(places1 * kept1).sum(1)", "(places1 * kept1).gather(1, ids1[:, None]).squeeze(1)"),
