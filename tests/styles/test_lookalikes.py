@@ -270,6 +270,22 @@ DENSE = {
     "scores of other experts": (EITHER, "y, scores)", "y, scores.roll(1, 1))"),
     "down of other experts": (EITHER, "h, w2)", "h, w2.roll(1, 0))"),
     "experts mixed": (KEPT, '"tei,ehi->teh", h, w2', '"tei,fhi->teh", h, w2'),
+    "all but the last expert": (
+        EITHER,
+        "scores = scores.softmax(-1)",
+        "scores, w1, w3, w2, b2 = scores.softmax(-1)[:, :3], w1[:3], w3[:3], w2[:3], b2[:3]",
+        " + b1",
+        "",
+    ),
+    "all but the last expert, without biases": (
+        EITHER,
+        "scores = scores.softmax(-1)",
+        "scores, w1, w3, w2 = scores.softmax(-1)[:, :3], w1[:3], w3[:3], w2[:3]",
+        " + b1",
+        "",
+        " + b2",
+        "",
+    ),
     "reads y": (EITHER, '"teh,te->th", y, scores)', '"teh,te->th", y, scores), y.sum(1)'),
 }
 
@@ -447,6 +463,8 @@ GSHARD = {
         "(places1 * kept1).sum(1).clamp(max=C - 1)",
     ),
     "the lowest bit": (MIDDLE, "(places1 * kept1).sum(1)", "(places1 * kept1).sum(1) & 1"),
+    "the lowest bit by name": (MIDDLE, "(places1 * kept1).sum(1)", "torch.bitwise_and((places1 * kept1).sum(1), 1)"),
+    "whether it is the first place": (MIDDLE, "(places1 * kept1)", "torch.logical_and(places1, kept1)"),
     "half of the place": (MIDDLE, "(places1 * kept1).sum(1)", "(places1 * kept1).sum(1) // 2"),
     "half of the place, rounded": (MIDDLE, "(places1 * kept1).sum(1)", "((places1 * kept1).sum(1) / 2).long()"),
     "twice the place": (
@@ -583,7 +601,7 @@ GSHARD = {
         "combine.bool().float()",
         "combine.bool().float() * (b1[:, 0] > 0)[:, None]",
     ),
-    "places closed to the dispatch": (MIDDLE, "combine.bool().float()", "combine.bool() * (torch.arange(C) > 0).float()"),
+    "places closed to the dispatch": (MIDDLE, "combine.bool()", "combine.bool() * (torch.arange(C) > 0)"),
     "the mask of either choice": (EITHER, "(places1 < C)", "(places1 < C) * ((mask1 + mask2) > 0)"),
     # other spellings, and what is close to them
     "places gathered": (EITHER, "(places1 * kept1).sum(1)", "(places1 * kept1).gather(1, ids1[:, None]).squeeze(1)"),
