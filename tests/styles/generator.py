@@ -14,12 +14,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.blocks import grouped_mm
-from tests.styles.parts import GATED, PLAIN, ROUTERS, Block, Expert, Mlp, parameter
+from tests.styles.capacity import first_come
+from tests.styles.parts import GATED, PLAIN, ROUTERS, Assignment, Block, Expert, Mlp, parameter
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One point on every axis."""
+    """One point on every axis.
+
+    Attributes:
+        tight: experts have places for about half of the rows; the others are dropped.
+    """
 
     dispatch: str
     combine: str
@@ -37,6 +42,7 @@ class Spec:
     width: int
     shape: tuple[int, ...]
     dtype: torch.dtype
+    tight: bool = False
 
 
 class Generated(Block):
@@ -59,6 +65,21 @@ class Generated(Block):
 
     def expert(self, e: int) -> Expert:
         return self.weights.expert(e)
+
+    def capacity(self, tokens: int) -> int:
+        """Places of an expert."""
+        tight = tokens * self.top_k // (2 * self.num_experts)
+        return max(tight if self.spec.tight else tokens, 1)
+
+    def assignments(self, x: Tensor) -> list[Assignment]:
+        """Without the rows that find no place: they come token after token or choice after choice."""
+        found, tokens = super().assignments(x), x.numel() // self.hidden
+        if not self.spec.tight:
+            return found
+        if not self.spec.combine.startswith("tokens"):
+            found = [found[t * self.top_k + k] for k in range(self.top_k) for t in range(tokens)]
+        kept = first_come([e for _, e, _ in found], self.num_experts, self.capacity(tokens))
+        return [assignment for assignment, keep in zip(found, kept, strict=True) if keep]
 
     def shared_part(self, x_TH: Tensor) -> Tensor:
         return torch.zeros_like(x_TH) if self.shared is None else self.shared(x_TH)
@@ -339,6 +360,71 @@ def places(block: Generated, x: Tensor, weights: Tensor, ids: Tensor, base: Tens
     return from_slots(block, y[slot], weights, base)
 
 
+def one_hot_places(block: Generated, x: Tensor, weights: Tensor, ids: Tensor, base: Tensor | None) -> Tensor:
+    """Dispatch and combination by tensors [T, E, C] that are 0 but for the places of a token."""
+    how, _, spelling = block.spec.combine.partition("_")
+    tokens, experts, capacity = x.shape[0], block.num_experts, block.capacity(x.shape[0])
+    combine = TABLES[how](block, weights, ids)
+    dispatch = combine.bool().to(x.dtype)
+
+    def product(rows: Tensor, name: str) -> Tensor:
+        bias, matrix = block.weights.bias(name), block.weights.matrix(name)
+        y = torch.bmm(rows, matrix)
+        return y if bias is None else y + bias.unsqueeze(1)
+
+    if spelling == "matmul":
+        rows = dispatch.reshape(tokens, experts * capacity).t() @ x
+        y = block.ffn(rows.view(experts, capacity, -1), product)
+        out = combine.reshape(tokens, experts * capacity) @ y.reshape(experts * capacity, -1)
+    else:
+        y = block.ffn(torch.einsum("sec,sm->ecm", dispatch, x), product)
+        out = torch.einsum("sec,ecm->sm", combine, y)
+    return out if base is None else base + out
+
+
+def table_of_choices(block: Generated, weights: Tensor, ids: Tensor) -> Tensor:
+    """Places choice after choice: a later one starts after the rows of earlier ones, all or those that were kept."""
+    capacity, experts = block.capacity(ids.shape[0]), block.num_experts
+    parts, filled = [], 0
+    for k in range(block.top_k):
+        mask = F.one_hot(ids[:, k], experts)
+        places = mask.cumsum(dim=0) - 1 + filled
+        kept = mask * (places < capacity)
+        filled = filled + (kept if block.spec.combine.startswith("kept") else mask).sum(dim=0, keepdim=True)
+        at = F.one_hot((places * kept).sum(dim=1), capacity)
+        parts.append((weights[:, k, None] * kept).unsqueeze(-1) * at.unsqueeze(1))
+    return sum(parts[1:], parts[0])
+
+
+def table_of_tokens(block: Generated, weights: Tensor, ids: Tensor) -> Tensor:
+    """Places token after token: one mask for all choices."""
+    capacity, shape = block.capacity(ids.shape[0]), (ids.shape[0], block.num_experts)
+    mask = torch.zeros(shape, dtype=torch.bool).scatter(1, ids, True)
+    places = mask.cumsum(dim=0) - 1
+    kept = mask & (places < capacity)
+    scores = torch.zeros(shape, dtype=weights.dtype).scatter(1, ids, weights) * kept
+    return torch.einsum("se,sec->sec", scores, F.one_hot(places * kept, capacity).to(weights.dtype))
+
+
+def table_of_slots(block: Generated, weights: Tensor, ids: Tensor) -> Tensor:
+    """Places choice after choice, counted in one row of all slots."""
+    tokens, capacity = ids.shape[0], block.capacity(ids.shape[0])
+    mask = F.one_hot(ids, block.num_experts)
+    flat = mask.transpose(0, 1).reshape(block.top_k * tokens, block.num_experts)
+    places = ((flat.cumsum(dim=0) - 1) * flat).sum(dim=1).view(block.top_k, tokens).t()
+    at = places.unsqueeze(-1) == torch.arange(capacity)
+    return (weights[..., None, None] * mask.unsqueeze(-1) * at.unsqueeze(2)).sum(dim=1)
+
+
+TABLES: dict[str, Callable[[Generated, Tensor, Tensor], Tensor]] = {
+    "choices": table_of_choices,
+    "kept": table_of_choices,
+    "tokens": table_of_tokens,
+    "slots": table_of_slots,
+}
+"""Weights [T, E, C] of the places of each token."""
+
+
 # ---------------------------------------------------------------------------------------------- combines
 
 
@@ -403,17 +489,23 @@ Run = Callable[[Generated, Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 @dataclass(frozen=True)
 class Dispatch:
-    """A way to bring rows to experts, and what it goes with."""
+    """A way to bring rows to experts, and what it goes with.
+
+    Attributes:
+        sparse: it is to become sparse altogether; not only the products in the middle.
+    """
 
     pattern: str
     run: Run
     combines: tuple[str, ...]
     stacked: bool = True
     lists: bool = False
+    sparse: bool = False
 
 
 _adds = tuple(name for name in ADD if name != "iadd")
 _slots = ("sum", "einsum", "weighted_sum")
+_tables = tuple(f"{how}_{spelling}" for how in TABLES for spelling in ("einsum", "matmul"))
 DISPATCHES: dict[str, Dispatch] = {
     "grouped": Dispatch("P1", grouped, (*_slots, *_adds)),
     "gather_bmm": Dispatch("P2", gather_bmm, (*_slots, *_adds)),
@@ -428,6 +520,7 @@ DISPATCHES: dict[str, Dispatch] = {
     "dense_bmm": Dispatch("P4", dense_bmm, ("scatter", "one_hot")),
     "dense_loop": Dispatch("P4", dense_loop, ("scatter", "one_hot", "compare"), lists=True),
     "places": Dispatch("P5", places, (*_slots, *_adds)),
+    "one_hot_places": Dispatch("P5", one_hot_places, _tables, sparse=True),
 }
 
 
@@ -451,7 +544,7 @@ def random_spec(chance: random.Random, dispatch: str | None = None) -> Spec:
     sizes = [8, 16, 24] if aligned else range(3, 21)
     tokens = chance.choice([0, 1, *range(1, 18)])
     hidden, width, bias = chance.choice(sizes), chance.choice(sizes), chance.random() < 0.4
-    same = name not in ("dense_einsum", "dense_loop") and not (name == "dense_bmm" and bias)
+    same = name not in ("dense_einsum", "dense_loop", "one_hot_places") and not (name == "dense_bmm" and bias)
     return Spec(
         dispatch=name,
         combine=chance.choice(kind.combines),
@@ -469,6 +562,7 @@ def random_spec(chance: random.Random, dispatch: str | None = None) -> Spec:
         width=width,
         shape=(tokens, hidden) if chance.random() < 0.5 else (2, tokens // 2, hidden),
         dtype=dtype,
+        tight=name == "one_hot_places" and chance.random() < 0.5,
     )
 
 

@@ -12,7 +12,7 @@ from tests.styles.generator import DISPATCHES, Spec, build, specs
 from tests.styles.harness import TOLERANCE, compare
 from tests.styles.reference import reference
 
-BLOCKS, SLOW_BLOCKS = 520, 5200
+BLOCKS, SLOW_BLOCKS = 560, 5600
 """Over all ways of dispatching; in every run, and in the slow sweep."""
 FLOOR: dict[str, float] = dict.fromkeys(DISPATCHES, 0.8) | {"split": 0.6}
 """Least share of the blocks that must be rewritten; measured were 0.70 for split and 0.87 or more for the others."""
@@ -83,7 +83,8 @@ def is_rewritten(spec: Spec) -> bool:
     for found in seen.report.blocks:
         assert found.rewritten or found.reason, "neither rewritten nor explained"
         assert "internal error" not in (found.reason or ""), found.reason
-    return bool(seen.report.rewritten)
+    became = {op.replace(".", "::") for found in seen.report.rewritten for op in found.became}
+    return "samoyeds::moe_experts" in became if DISPATCHES[spec.dispatch].sparse else bool(became)
 
 
 def check_blocks(dispatch: str, blocks: int, record_property: Callable[[str, object], None]) -> None:
