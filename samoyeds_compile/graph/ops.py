@@ -82,7 +82,6 @@ SIGNATURES: Mapping[str, tuple[str, ...]] = {
         "mul": "input other",
         "new_full": "input size fill_value",
         "one_hot": "input num_classes",
-        "and_": "input other",
         "bitwise_and": "input other",
         "bitwise_or": "input other",
         "logical_and": "input other",
@@ -138,12 +137,19 @@ SYNONYMS: Mapping[str, str] = {
     "iadd": "add_",
     "isub": "sub_",
     "imul": "mul_",
+    "and_": "bitwise_and",  # these functions of ``operator`` end in an underscore, and write to nothing
+    "or_": "bitwise_or",
+    "not_": "logical_not",
+    "__and__": "bitwise_and",
+    "__or__": "bitwise_or",
+    "iand": "bitwise_and_",
+    "ior": "bitwise_or_",
     "itruediv": "div_",
     "ifloordiv": "floor_divide_",
     "ipow": "pow_",
 }
 
-IN_PLACE_OPERATORS = frozenset("iand iconcat ilshift imatmul imod ior irshift ixor setitem delitem".split())
+IN_PLACE_OPERATORS = frozenset("iconcat ilshift imatmul imod irshift ixor setitem delitem".split())
 """Functions of the `operator` module that write and have no canonical name of their own."""
 
 CASTS: Mapping[str, torch.dtype] = {

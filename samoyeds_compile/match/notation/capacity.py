@@ -254,6 +254,7 @@ class Capacity:
         running = [t for t in counts if t.running]
         require(len(running) == 1 and self._counts_up(running[0], choice, product), SHARED, product.value)
         number = sum(p.number for p in choice.position if not p.tallies)
+        require(number >= -1 and number % 1 == 0, "the first row of an expert has no place", product.value)
         return _Ranked(choice, running[0], frozenset(counts - set(running)), number)
 
     def _counts_up(self, tally: Tally, choice: Choice, product: Contraction) -> bool:

@@ -18,6 +18,7 @@ from samoyeds_compile.match.notation.index import (
     Index,
     Piece,
     Size,
+    Var,
     add,
     atoms,
     constant,
@@ -159,6 +160,8 @@ def _as_weight(value: Value, index: tuple[Index, ...], out: Index, inner: Index)
     if not floating or not all(isinstance(s, int) for s in value.shape) or len(index) not in (2, 3):
         return None
     expert = index[0] if len(index) == 3 else None
+    if expert is not None and isinstance(expert.atom, Var) and expert.atom.size != sizes_of(value)[0]:
+        return None  # a part of a stack
     for transposed, wanted in ((False, (out, inner)), (True, (inner, out))):
         if index[-2:] == wanted and _whole(wanted, sizes_of(value)[-2:]):
             return Weight(value, expert, transposed)

@@ -24,6 +24,7 @@ from samoyeds_compile.match.notation.index import (
     Element,
     Index,
     Size,
+    Var,
     atoms,
     constant,
     mentions,
@@ -35,16 +36,18 @@ from samoyeds_compile.match.notation.notation import Notation
 from samoyeds_compile.match.notation.products import Contraction, Products
 from samoyeds_compile.match.notation.reindex import Place, broadcast
 from samoyeds_compile.match.notation.scores import Call, Leaf, substitute_term
+from samoyeds_compile.match.notation.segments import chosen_from
 
 Replace = Callable[[Any], "Index | None"]
 
 
 @dataclass(frozen=True)
 class Is:
-    """``[entry == expert]``."""
+    """``[entry == expert]``; entries are known to be less than ``below`` where that is given."""
 
     entry: Index
     expert: Index
+    below: Size | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -104,8 +107,8 @@ MOST_PRODUCTS = 24
 MAX_DEPTH = 40
 """How many ops to look through; the gating of GShard has about twenty."""
 
-_EXACT = (torch.float32, torch.float64)
-"""Floating dtypes in which counts of rows are exact."""
+_EXACT = (torch.float32, torch.float64, torch.int32, torch.int64)
+"""Dtypes in which counts of rows are exact."""
 
 
 def number_sum(number: float) -> Sum:
@@ -152,7 +155,7 @@ def renamed_sum(total: Sum, replaced: Replace) -> Sum:
 def renamed_test(test: Test, replaced: Replace) -> Test:
     """A test with atoms of its indices replaced."""
     if isinstance(test, Is):
-        return Is(substitute(test.entry, replaced), substitute(test.expert, replaced))
+        return replace(test, entry=substitute(test.entry, replaced), expert=substitute(test.expert, replaced))
     place = (test.place[0], _moved(test.place[1], replaced))
     if isinstance(test, At):
         return At(substitute(test.index, replaced), renamed_sum(test.position, replaced), place)
@@ -276,7 +279,7 @@ class Indicators:
         if not variable.terms:
             return frozenset((product,))
         for test in product.tests:
-            if isinstance(test, Is) and test.expert == variable:
+            if isinstance(test, Is) and test.expert == variable and _covers(variable, test):
                 return renamed(product, {variable.atom: test.entry}.get)
         for test in product.tests:
             if isinstance(test, Is) and mentions((test.entry,), variable):
@@ -308,6 +311,9 @@ class Indicators:
             return None
         if value.dtype == torch.bool:
             return self.nonzero(found)
+        rounds = not value.dtype.is_floating_point and any(p.term != 1.0 or p.number % 1 for p in found)
+        if rounds:
+            return None
         return added(*(frozenset((_cast_term(p, value.dtype),)) for p in found))
 
     def nonzero(self, total: Sum) -> Sum | None:
@@ -321,7 +327,10 @@ class Indicators:
         return None if None in sides else multiplied(*sides)  # type: ignore[arg-type]
 
     def _and(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
-        return self._mul(value, index)
+        sides = [self.operand(o, index) for o in (value.input, value.arg("other"))]
+        masks = [None if s is None else self.nonzero(s) for s in sides]
+        known = value.dtype == torch.bool and None not in masks
+        return multiplied(*masks) if known else None  # type: ignore[arg-type]
 
     def _add(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
         sides = [self.operand(o, index) for o in (value.input, value.arg("other"))]
@@ -361,16 +370,16 @@ class Indicators:
             return None
         return None if operand.dtype == torch.bool else self.notation.integer(operand, broadcast(index, operand))
 
-    def _equal(self, entry: Value, place: tuple[Index, ...], number: Index) -> Sum | None:
+    def _equal(self, entry: Value, place: tuple[Index, ...], number: Index, below: Size | None = None) -> Sum | None:
         """``[entry == number]``, by what the entry is: a position, or an expert."""
         position = self.of(entry, place)
         if position is not None and any(p.tallies for p in position):
             return frozenset((Product(tests=frozenset((At(number, position, (entry, place)),))),))
         found = self._index(entry, place) if not _floats(entry) else None
-        return None if found is None else normalised(Product(tests=frozenset((Is(found, number),))))
+        return None if found is None else normalised(Product(tests=frozenset((Is(found, number, below),))))
 
     def _one_hot(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
-        return self._equal(value.input, index[:-1], index[-1])
+        return self._equal(value.input, index[:-1], index[-1], sizes_of(value)[-1])
 
     def _compared(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
         """A position with the capacity; any other comparison with 0 is that of a mask."""
@@ -470,7 +479,7 @@ class Indicators:
             return frozenset((Product(tests=frozenset((Flag((value, index)),))),)) if ones else None
         slot = self.slot(self.notation.canon(ids), index[:-1], index[-1], sizes_of(ids)[-1])
         place = (*index[:-1], slot)
-        test = Is(self.notation.integer(ids, place), index[-1])
+        test = Is(self.notation.integer(ids, place), index[-1], sizes_of(value)[-1])
         written = self.of(source, place) if isinstance(source, Value) else number_sum(float(source))
         return None if written is None else multiplied(frozenset((Product(tests=frozenset((test,))),)), written)
 
@@ -504,6 +513,12 @@ def names_once(ids: Value) -> bool:
     if len(ids.shape) <= 1 or sizes_of(ids)[-1] == 1:
         return True
     return ids.op == "item" and ids.input.op in ("topk", "sort") and ids.arg("key") == 1
+
+
+def _covers(variable: Index, test: Is) -> bool:
+    """Whether a variable takes every value that the entry may have."""
+    size, element = variable.atom.size if isinstance(variable.atom, Var) else 1, test.entry.atom
+    return test.below == size or (isinstance(element, Element) and chosen_from(element.value) == size)
 
 
 def parts_of(part: Any) -> list[Index]:
@@ -540,13 +555,13 @@ def _floats(value: Value) -> bool:
 
 def _holds_counts(value: Value) -> bool:
     """Whether the dtype of a value holds every count."""
-    return not _floats(value) or value.dtype in _EXACT
+    return value.dtype in _EXACT
 
 
 _RULES: dict[str, Callable[[Indicators, Value, tuple[Index, ...]], Sum | None]] = {
     **dict.fromkeys(("to", "type_as"), Indicators._cast),
     "mul": Indicators._mul,
-    **dict.fromkeys(("logical_and", "bitwise_and", "and_", "and", "__and__"), Indicators._and),
+    **dict.fromkeys(("logical_and", "bitwise_and"), Indicators._and),
     **dict.fromkeys(("add", "sub"), Indicators._add),
     "div": Indicators._div,
     **dict.fromkeys(("logical_not", "bitwise_not", "invert"), Indicators._not),

@@ -93,7 +93,7 @@ _BINARY: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 _CONSTANT_ZERO = frozenset(("zeros", "zeros_like", "new_zeros"))
 _CONSTANT_ONE = frozenset(("ones", "ones_like", "new_ones"))
-_BOOLEAN_AND = frozenset(("logical_and", "bitwise_and", "and_", "and", "__and__"))
+_BOOLEAN_AND = frozenset(("logical_and", "bitwise_and"))
 _BOOLEAN_NOT = frozenset(("logical_not", "bitwise_not", "invert"))
 
 
