@@ -199,14 +199,11 @@ class Contributions:
         return operand if not altered and item.index == self.index else item.origin
 
     def parameter(self, value: Value, index: tuple[Index, ...]) -> Place | None:
-        """The element of an input of the graph (or of its cast) that an element is a copy of."""
-        for place in self.notation.places(value, index):
-            value, index = place
-        if value.node.op in ("placeholder", "get_attr"):
-            return value, index
-        if value.op in ("to", "type_as") and isinstance(value.input, Value) and self.parameter(value.input, index):
-            return value, index
-        return None
+        """The element itself, if it is a copy of one of an input of the graph, or of its cast."""
+        *_, (end, place) = self.notation.places(value, index)
+        if end.op in ("to", "type_as") and isinstance(end.input, Value):
+            return (value, index) if self.parameter(end.input, place) else None
+        return (value, index) if end.node.op in ("placeholder", "get_attr") else None
 
     def _sum(self, item: Contribution) -> list[Contribution] | None:
         source, axes = item.value.input, item.value.arg("dim")

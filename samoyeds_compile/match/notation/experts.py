@@ -160,12 +160,17 @@ def _as_weight(value: Value, index: tuple[Index, ...], out: Index, inner: Index)
     if not floating or not all(isinstance(s, int) for s in value.shape) or len(index) not in (2, 3):
         return None
     expert = index[0] if len(index) == 3 else None
-    if expert is not None and isinstance(expert.atom, Var) and expert.atom.size != sizes_of(value)[0]:
-        return None  # a part of a stack
+    if expert is not None and not _all_experts(value, expert):
+        return None
     for transposed, wanted in ((False, (out, inner)), (True, (inner, out))):
         if index[-2:] == wanted and _whole(wanted, sizes_of(value)[-2:]):
             return Weight(value, expert, transposed)
     return None
+
+
+def _all_experts(stack: Value, expert: Index) -> bool:
+    """Whether a variable that counts experts runs over all of a stack, and not over a part."""
+    return not isinstance(expert.atom, Var) or expert.atom.size == sizes_of(stack)[0]
 
 
 def _whole(index: tuple[Index, ...], sizes: tuple[Any, ...]) -> bool:
@@ -182,7 +187,7 @@ def _bias_of(notation: Notation, product: Contraction, added: Place | None, out:
 def _bias(notation: Notation, value: Value, index: tuple[Index, ...], out: Index, weight: Weight) -> Bias:
     own = () if weight.expert is None else (weight.expert, unbounded(weight.expert))  # an index is in range anyway
     for vector, place in notation.places(value, index):
-        if len(place) == 2 and place[1] == out and place[0] in own:
+        if len(place) == 2 and place[1] == out and place[0] in own and _all_experts(vector, place[0]):
             return Bias(vector, weight.expert)
         if len(place) == 1 and place[0] == out and weight.expert is None:
             return Bias(vector, None)
