@@ -68,8 +68,8 @@ class Generated(Block):
 
     def capacity(self, tokens: int) -> int:
         """Places of an expert."""
-        tight = tokens * self.top_k // (2 * self.num_experts)
-        return max(tight if self.spec.tight else tokens, 1)
+        half = -(-tokens * self.top_k // (2 * self.num_experts))
+        return max(half if self.spec.tight else tokens, 1)
 
     def assignments(self, x: Tensor) -> list[Assignment]:
         """Without the rows that find no place: they come token after token or choice after choice."""
