@@ -77,7 +77,8 @@ class Numbers:
         self.old, self.new = old, new
         self._meanings: dict[int, list[tuple[str, int, int]]] = defaultdict(list)  # (what it counts, degree, number)
         experts, top_k = region.num_experts, region.top_k
-        for number in (1, 2, experts - 1, experts + 1):
+        fixed = [1, 2, experts - 1, experts + 1]
+        for number in fixed if region.capacity is None else [*fixed, region.capacity]:
             self._meanings[number].append(("plain", 0, number))
         for (rows, new_rows), constant in _products(_spans(old, new), {1, top_k, experts, top_k * experts}):
             for name, feature, new_feature in _features(old, new):

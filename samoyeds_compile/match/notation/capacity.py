@@ -19,6 +19,7 @@ import torch
 from samoyeds_compile.graph.values import Value
 from samoyeds_compile.match.notation.contributions import Contribution, substituted
 from samoyeds_compile.match.notation.index import (
+    ZERO,
     Element,
     Index,
     Quotient,
@@ -221,7 +222,7 @@ class Capacity:
         total = renamed(product, {expert.atom: entry}.get)
         require(len(total) == 1, NO_MASK, at)
         (own,) = total
-        placed = [t for t in own.tests if isinstance(t, At) and t.index in cell]
+        placed = [t for t in own.tests if isinstance(t, At) and (t.index in cell or t.index == ZERO)]  # or one place
         require(len(placed) == 1 and not own.tallies, NO_MASK, at)
         rest = own.tests - set(placed)
         number = own.number if own.term == 1.0 else Call(torch.mul, (own.term, own.number))
