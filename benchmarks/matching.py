@@ -3,7 +3,8 @@
     python -m benchmarks.matching              # writes benchmarks/results/matching.json and matching.png
 
 Every layer is the loop of transformers 4.x Mixtral over E separate experts, which Dynamo unrolls into 22 nodes an
-expert. Timed are our own steps alone, reading the graph and matching it, each figure the median of several runs.
+expert. Timed are our own steps alone, reading the graph and matching it, each figure the median of several runs; the
+processor's time beside what elapsed tells how much of it other work on the machine took.
 
 Dynamo takes far longer than linear to trace such a model (minutes for 128 experts x 4 layers), so only graphs of one
 layer and one of four are traced whole. For the others one layer is traced and its nodes are copied for every further
@@ -113,24 +114,26 @@ def measure(experts: int, layers: int, how: str, runs: int) -> dict[str, Any]:
     load = os.getloadavg()[0]
     times = [_timed(module, layers) for _ in range(runs)]
     nodes = len(module.graph.nodes)
-    read, match, total = (statistics.median(column) for column in zip(*((r, m, r + m) for r, m in times), strict=True))
+    read, match, total, cpu = (statistics.median(t[i] for t in times) for i in range(4))
     return {
         "experts": experts, "layers": layers, "graph": how, "nodes": nodes, "read_s": round(read, 4),
-        "match_s": round(match, 4), "total_s": round(total, 4), "us_per_node": round(total / nodes * 1e6, 1),
-        "runs": [[round(r, 4), round(m, 4)] for r, m in times], "load_average": round(load, 2),
+        "match_s": round(match, 4), "total_s": round(total, 4), "cpu_s": round(cpu, 4),
+        "us_per_node": round(total / nodes * 1e6, 1), "cpu_us_per_node": round(cpu / nodes * 1e6, 1),
+        "total_s_of_each_run": [round(t[2], 4) for t in times], "load_average": round(load, 2),
         "making_the_graph_s": round(made, 1),
     }  # fmt: skip
 
 
-def _timed(module: fx.GraphModule, layers: int) -> tuple[float, float]:
+def _timed(module: fx.GraphModule, layers: int) -> tuple[float, float, float, float]:
+    """Seconds to read, to match, to do both, and of the processor."""
     gc.collect()  # what tracing left behind is not ours
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     graphs = read_graphs(module)
     read = time.perf_counter()
     regions, misses = match_regions(graphs)
-    end = time.perf_counter()
+    end, cpu_end = time.perf_counter(), time.process_time()
     assert len(regions) == layers and not misses, (len(regions), misses)
-    return read - start, end - read
+    return read - start, end - read, end - start, cpu_end - cpu
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -149,7 +152,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         x = [row["nodes"] for row in own]
         times.plot(x, [row["total_s"] for row in own], marker, color="C0", mfc="none", label=f"read and match ({how})")
         times.plot(x, [row["read_s"] for row in own], marker, color="C1", mfc="none", ms=4, label=f"read ({how})")
-        rates.plot(x, [row["us_per_node"] for row in own], marker, color="C0", mfc="none")
+        rates.plot(x, [row["us_per_node"] for row in own], marker, color="C0", mfc="none", label=f"elapsed ({how})")
+        rates.plot(x, [row["cpu_us_per_node"] for row in own], marker, color="C2", ms=4, label=f"processor ({how})")
     for row in rows:
         if (row["experts"], row["graph"]) != (32, REPLICATED):
             name = f"{row['experts']} x {row['layers']}"

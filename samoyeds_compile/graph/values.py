@@ -50,10 +50,15 @@ def _expression(size: Any) -> Any:
 
 
 class KnownSizes:
-    """Equations between sizes that depend on data: the parts of a split are together as long as what was split."""
+    """Equations between sizes that depend on data: the parts of a split are together as long as what was split.
+
+    Attributes:
+        parts: sizes of the parts of a split along an axis, as far as they were asked for.
+    """
 
     def __init__(self) -> None:
         self._replacements: dict[Any, Any] = {}
+        self.parts: dict[tuple[fx.Node, int], list[Any]] = {}
 
     def learn(self, whole: torch.Tensor, parts: tuple[torch.Tensor, ...], dim: int) -> None:
         """``parts`` are ``whole`` split along ``dim``."""
@@ -85,7 +90,7 @@ class Value:
         users: the values that read this one.
         writes_input: the write lands in storage that the graph does not own, so it is a side effect.
         superseded: position of the write after which the node means another value, if there is one.
-        known: what is known of the graph's sizes.
+        known: what is known of the sizes in the graph.
     """
 
     op: str
@@ -181,7 +186,7 @@ class _Reader:
         self.writes: dict[Hashable, list[Value]] = defaultdict(list)  # by the storage written to, in order
         self.owned_elsewhere: set[Hashable] = set()  # storages of the graph's inputs
         self.values: list[Value] = []
-        self.stored: list[tuple[Value, fx.Node]] = []  # every value with every node that meant it
+        self.meanings: list[tuple[Value, fx.Node]] = []  # every value with every node that meant it
         self.context = Context()
         self.known = KnownSizes()
 
@@ -192,10 +197,10 @@ class _Reader:
         for value in self.values:
             for operand in value.operands:
                 operand.users.append(value)
-        for value, node in self.stored:
-            ends = [w.position for w in self._writes_after(value.position, node, most=1)]
-            ends += [value.superseded] if value.superseded is not None else []
-            value.superseded = min(ends, default=None)
+        for value, node in self.meanings:
+            write = next(iter(self._writes_after(value.position, node, most=1)), None)
+            if write is not None and (value.superseded is None or write.position < value.superseded):
+                value.superseded = write.position
         return ValueGraph(self.module, self.values, of)
 
     def _read_node(self, node: fx.Node) -> Value:
@@ -206,8 +211,9 @@ class _Reader:
         self.context = self.context.after(node)
         holder = writes[0] if len(writes) == 1 else node
         reads = {n: self._meaning(n) for n in node.all_input_nodes}
-        value = Value(name, node, _resolve(args, reads), len(self.values), holder, self.context, reads)
-        value.known = self.known
+        value = Value(
+            name, node, _resolve(args, reads), len(self.values), holder, self.context, reads, known=self.known
+        )
         self.values.append(value)
         self._learn(value)
         self._share(node, value)
@@ -223,7 +229,7 @@ class _Reader:
     def _mean(self, node: fx.Node, value: Value) -> None:
         """From here on ``node`` means ``value``."""
         self.now[node], self.since[node] = value, value.position
-        self.stored.append((value, node))
+        self.meanings.append((value, node))
 
     def _share(self, node: fx.Node, value: Value) -> None:
         keys = _storages_of(node)
@@ -257,7 +263,7 @@ class _Reader:
         writes = self._writes_after(self.since[node], node)
         if writes:
             args = {"input": self.now[node], "writes": tuple(writes)}
-            alias = Value("aliased_write", node, args, len(self.values), node)
+            alias = Value("aliased_write", node, args, len(self.values), node, known=self.known)
             alias.writes_input = any(w.writes_input for w in writes)
             self.values.append(alias)
             self._mean(node, alias)
