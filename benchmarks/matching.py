@@ -143,31 +143,44 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (times, rates) = plt.subplots(2, sharex=True, figsize=(7, 6.4), height_ratios=(3, 1.3))
-    nodes, total = ([row[key] for row in rows] for key in ("nodes", "total_s"))
-    reference = [total[-1] / nodes[-1] * n for n in (min(nodes), max(nodes))]
-    times.plot((min(nodes), max(nodes)), reference, color="0.6", lw=1, label="linear in nodes, through the last point")
-    for how, marker in ((WHOLE, "o"), (REPLICATED, "s")):
-        own = [row for row in rows if row["graph"] == how]
-        x = [row["nodes"] for row in own]
-        times.plot(x, [row["total_s"] for row in own], marker, color="C0", mfc="none", label=f"read and match ({how})")
-        times.plot(x, [row["read_s"] for row in own], marker, color="C1", mfc="none", ms=4, label=f"read ({how})")
-        rates.plot(x, [row["us_per_node"] for row in own], marker, color="C0", mfc="none", label=f"elapsed ({how})")
-        rates.plot(x, [row["cpu_us_per_node"] for row in own], marker, color="C2", ms=4, label=f"processor ({how})")
-    for row in rows:
-        if (row["experts"], row["graph"]) != (32, REPLICATED):
-            name = f"{row['experts']} x {row['layers']}"
-            times.annotate(
-                name, (row["nodes"], row["total_s"]), (-6, 6), textcoords="offset points", ha="right", size=8
-            )
-    times.set(xscale="log", yscale="log", ylabel="seconds (median)")
-    times.set_title("Reading and matching unrolled loops (experts x layers)")
+    figure, (times, rates) = plt.subplots(2, sharex=True, figsize=(7.2, 6.6), height_ratios=(3, 1.4))
+    ends = min(row["nodes"] for row in rows), max(row["nodes"] for row in rows)
+    rate = rows[-1]["total_s"] / rows[-1]["nodes"]
+    times.plot(ends, [rate * n for n in ends], color="0.6", lw=1, label="linear in nodes, through the largest")
+    panels = (
+        (times, "total_s", "C0", 7, "read and match"), (times, "read_s", "C1", 5, "read"),
+        (rates, "us_per_node", "C0", 7, "elapsed"), (rates, "cpu_us_per_node", "C2", 4, "processor"),
+    )  # fmt: skip
+    for axes, key, color, size, name in panels:
+        for how, marker in ((WHOLE, "o"), (REPLICATED, "s")):
+            points = [(row["nodes"], row[key]) for row in rows if row["graph"] == how]
+            style = {"color": color, "ms": size, "mfc": "none", "label": f"{name} ({how})"}
+            axes.plot(*zip(*points, strict=True), marker, **style)
+    _name_points(times, rows)
+    times.set(xscale="log", yscale="log", ylabel="seconds (median of the runs)")
+    times.set_title("Reading and matching unrolled loops: experts × layers")
+    times.set(xlim=(0.45 * ends[0], 1.5 * ends[1]), ylim=(None, 2 * max(row["total_s"] for row in rows)))
+    rates.set(xlabel="nodes of the graph", ylabel="µs per node", ylim=(0, 1.9 * max(r["us_per_node"] for r in rows)))
     times.legend(fontsize=8, loc="lower right")
-    rates.set(xlabel="nodes of the graph", ylabel="µs per node", ylim=(0, 1.3 * max(r["us_per_node"] for r in rows)))
-    for axes in (times, rates):
-        axes.grid(alpha=0.3, which="both" if axes is times else "major")
+    rates.legend(fontsize=7, loc="upper center", ncols=2)
+    times.grid(alpha=0.3)
+    rates.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
+
+
+def _name_points(axes: Any, rows: list[dict[str, Any]]) -> None:
+    """Experts and layers beside each point; of points too near to tell apart, together."""
+    groups: list[list[dict[str, Any]]] = []
+    for row in sorted(rows, key=lambda r: r["nodes"]):
+        if groups and row["nodes"] < 1.1 * groups[-1][0]["nodes"]:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    for group in groups:
+        name = ", ".join(dict.fromkeys(f"{row['experts']} × {row['layers']}" for row in group))
+        at = group[0]["nodes"], max(row["total_s"] for row in group)
+        axes.annotate(name, at, (-7, 5), textcoords="offset points", ha="right", size=8)
 
 
 def main() -> None:

@@ -80,7 +80,7 @@ class BranchReader:
         self.index, self.sizes, self.tokens = index, sizes, tokens
         self.is_row = token_row(tokens, count, sizes[-1])
         self.looks_like_a_block = False
-        self._conditions: dict[tuple[Index, ...], _Conditions] = {}  # by slots and experts
+        self._conditions: dict[tuple[tuple[Index, ...], ...], _Conditions] = {}  # by slots and experts
 
     def read(self, contribution: Contribution) -> list[Branch]:
         """The branches that make up a contribution: one, or one for each choice of a dispatch into places.
@@ -114,9 +114,10 @@ class BranchReader:
         expert = function.expert
         experts = [expert] if expert is not None and isinstance(expert.atom, Var) else []
         slots = [b for b in contribution.bound if b not in experts]
-        known = self._conditions.get(key := (*slots, *experts))
+        variables = tuple(slots), tuple(experts)
+        known = self._conditions.get(variables)
         if known is None:
-            known = self._conditions[key] = _Conditions(Scores(self.notation, self.index[:-1], slots, experts))
+            known = self._conditions[variables] = _Conditions(Scores(self.notation, self.index[:-1], slots, experts))
         scores = known.scores
         weight = _conjunction([known.score(c) for c in contribution.conditions], contribution)
         weight = _times(weight, [scores.of(*f) for f in contribution.factors], contribution)
