@@ -61,9 +61,10 @@ lint: $(STAMP) ## Check style, formatting and types
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 
-bench: $(STAMP) ## Run the benchmarks; results go to benchmarks/results (half an hour; leave the machine alone)
+bench: $(STAMP) ## Run the benchmarks; results go to benchmarks/results (forty minutes; leave the machine alone)
 	@$(PY) -m benchmarks.block
 	@$(PY) -m benchmarks.compile_time
+	@$(PY) -m benchmarks.matching
 
 wheel: $(STAMP) ## Build the wheel into dist/
 	@$(PY) -m build --wheel --no-isolation

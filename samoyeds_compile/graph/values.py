@@ -3,14 +3,16 @@
 A Dynamo graph is no pure data flow: after ``out.add_(bias)`` later nodes go on reading ``out`` and mean the sum. Here
 every write makes a new `Value` and every later read of the written tensor reads that one. A tensor that shares storage
 with a written one reads as an opaque ``aliased_write``, so a pattern that would have to reason about it declines
-instead of guessing. The view only reads; the graph is untouched.
+instead of guessing. It is made where such a tensor is read, so that the view of a loop of writes, each of which returns
+the tensor under another name, grows linearly. The view only reads; the graph is untouched.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 from collections import defaultdict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -48,10 +50,15 @@ def _expression(size: Any) -> Any:
 
 
 class KnownSizes:
-    """Equations between sizes that depend on data: the parts of a split are together as long as what was split."""
+    """Equations between sizes that depend on data: the parts of a split are together as long as what was split.
+
+    Attributes:
+        parts: sizes of the parts of a split along an axis, as far as they were asked for.
+    """
 
     def __init__(self) -> None:
         self._replacements: dict[Any, Any] = {}
+        self.parts: dict[tuple[fx.Node, int], list[Any]] = {}
 
     def learn(self, whole: torch.Tensor, parts: tuple[torch.Tensor, ...], dim: int) -> None:
         """``parts`` are ``whole`` split along ``dim``."""
@@ -63,7 +70,7 @@ class KnownSizes:
     def apply(self, size: torch.SymInt) -> Any:
         """The size as an expression in which what is known is used."""
         expression = size.node.expr
-        if not self._replacements or expression.free_symbols.isdisjoint(self._replacements):
+        if not any(symbol in self._replacements for symbol in expression.free_symbols):
             return expression
         return sympy.expand(expression.xreplace(self._replacements))  # a sum of sizes; simplify() takes far longer
 
@@ -83,7 +90,7 @@ class Value:
         users: the values that read this one.
         writes_input: the write lands in storage that the graph does not own, so it is a side effect.
         superseded: position of the write after which the node means another value, if there is one.
-        known: what is known of the graph's sizes.
+        known: what is known of the sizes in the graph.
     """
 
     op: str
@@ -173,11 +180,13 @@ def read_graphs(module: fx.GraphModule) -> list[ValueGraph]:
 class _Reader:
     def __init__(self, module: fx.GraphModule) -> None:
         self.module = module
-        self.now: dict[fx.Node, Value] = {}  # what each node means at the point reached
+        self.now: dict[fx.Node, Value] = {}  # what each node meant when it was last computed, written or read
+        self.since: dict[fx.Node, int] = {}  # the position at which it began to mean that
         self.storages: dict[fx.Node, frozenset[Hashable]] = {}
-        self.sharing: dict[Hashable, list[fx.Node]] = defaultdict(list)  # nodes by the storage they share
+        self.writes: dict[Hashable, list[Value]] = defaultdict(list)  # by the storage written to, in order
         self.owned_elsewhere: set[Hashable] = set()  # storages of the graph's inputs
         self.values: list[Value] = []
+        self.meanings: list[tuple[Value, fx.Node]] = []  # every value with every node that meant it
         self.context = Context()
         self.known = KnownSizes()
 
@@ -185,12 +194,13 @@ class _Reader:
         of = {}
         for node in self.module.graph.nodes:
             of[node] = self._read_node(node)
-        for value in reversed(self.values):
-            value.users.reverse()  # they were found from the last one back
-            if value.op == "aliased_write" and not value.users:
-                continue  # nobody reads the alias after the write, so it reads nothing either
+        for value in self.values:
             for operand in value.operands:
                 operand.users.append(value)
+        for value, node in self.meanings:
+            write = next(iter(self._writes_after(value.position, node, most=1)), None)
+            if write is not None and (value.superseded is None or write.position < value.superseded):
+                value.superseded = write.position
         return ValueGraph(self.module, self.values, of)
 
     def _read_node(self, node: fx.Node) -> Value:
@@ -200,12 +210,14 @@ class _Reader:
             writes = tuple(n for n in node.all_input_nodes if isinstance(n.meta.get("example_value"), torch.Tensor))
         self.context = self.context.after(node)
         holder = writes[0] if len(writes) == 1 else node
-        value = self._add(Value(name, node, self._resolve(args), len(self.values), holder, self.context))
-        value.known = self.known
+        reads = {n: self._meaning(n) for n in node.all_input_nodes}
+        value = Value(
+            name, node, _resolve(args, reads), len(self.values), holder, self.context, reads, known=self.known
+        )
+        self.values.append(value)
         self._learn(value)
-        value.reads = {n: self.now[n] for n in node.all_input_nodes}
-        self.now[node] = value
         self._share(node, value)
+        self._mean(node, value)
         if writes:
             self._write(writes, value)
         return value
@@ -214,18 +226,17 @@ class _Reader:
         if value.op == "split" and isinstance(value.input, Value) and isinstance(value.example, tuple):
             self.known.learn(value.input.example, value.example, value.arg("dim", 0))
 
-    def _add(self, value: Value) -> Value:
-        self.values.append(value)
-        return value
+    def _mean(self, node: fx.Node, value: Value) -> None:
+        """From here on ``node`` means ``value``."""
+        self.now[node], self.since[node] = value, value.position
+        self.meanings.append((value, node))
 
     def _share(self, node: fx.Node, value: Value) -> None:
         keys = _storages_of(node)
         by_name = value.op == "unfold" or (not keys and value.op in VIEWS)  # no storage, or a fake one of its own
         if by_name and isinstance(value.input, Value):
-            keys |= self.storages[value.input.node]
+            keys |= self.storages[value.input.holder]
         self.storages[node] = keys or frozenset((node,))
-        for key in self.storages[node]:
-            self.sharing[key].append(node)
         if node.op in ("placeholder", "get_attr"):
             self.owned_elsewhere |= self.storages[node]
 
@@ -233,28 +244,47 @@ class _Reader:
         """From here on a target means ``value``; other nodes that share its storage mean something unknown."""
         keys = frozenset[Hashable]().union(*(self.storages[t] for t in targets))
         value.writes_input = not keys.isdisjoint(self.owned_elsewhere)
-        for node in dict.fromkeys(n for key in keys for n in self.sharing[key]):
-            if node is value.node:
-                continue
-            self.now[node].superseded = value.position
-            self.now[node] = value if targets == (node,) else self._aliased(node, value)
+        for key in keys:
+            self.writes[key].append(value)
+        if len(targets) == 1:
+            self._mean(targets[0], value)
 
-    def _aliased(self, node: fx.Node, write: Value) -> Value:
-        base = self.now[node]
-        alias = Value("aliased_write", node, {"input": base, "write": write}, write.position, node)
-        alias.writes_input = write.writes_input
-        return self._add(alias)
+    def _writes_after(self, position: int, node: fx.Node, most: int | None = None) -> list[Value]:
+        """The writes to a node's storages that came after a position, in order; of each storage ``most``."""
+        found: dict[Value, None] = {}
+        for key in self.storages[node]:
+            writes = self.writes.get(key, ())
+            first = bisect.bisect_right(writes, position, key=_position)
+            found.update(dict.fromkeys(writes[first : first + most if most else None]))
+        return sorted(found, key=_position)
 
-    def _resolve(self, argument: Any) -> Any:
-        if isinstance(argument, fx.Node):
-            return self.now[argument]
-        if isinstance(argument, dict):
-            return {k: self._resolve(v) for k, v in argument.items()}
-        if isinstance(argument, (tuple, list)):
-            return tuple(self._resolve(a) for a in argument)
-        if isinstance(argument, slice):
-            return slice(*(self._resolve(a) for a in (argument.start, argument.stop, argument.step)))
-        return argument
+    def _meaning(self, node: fx.Node) -> Value:
+        """What a node means at the point reached."""
+        writes = self._writes_after(self.since[node], node)
+        if writes:
+            args = {"input": self.now[node], "writes": tuple(writes)}
+            alias = Value("aliased_write", node, args, len(self.values), node, known=self.known)
+            alias.writes_input = any(w.writes_input for w in writes)
+            self.values.append(alias)
+            self._mean(node, alias)
+        return self.now[node]
+
+
+def _position(value: Value) -> int:
+    return value.position
+
+
+def _resolve(argument: Any, reads: Mapping[fx.Node, Value]) -> Any:
+    """An argument with every node replaced by what it means."""
+    if isinstance(argument, fx.Node):
+        return reads[argument]
+    if isinstance(argument, dict):
+        return {k: _resolve(v, reads) for k, v in argument.items()}
+    if isinstance(argument, (tuple, list)):
+        return tuple(_resolve(a, reads) for a in argument)
+    if isinstance(argument, slice):
+        return slice(*(_resolve(a, reads) for a in (argument.start, argument.stop, argument.step)))
+    return argument
 
 
 def _storages_of(node: fx.Node) -> frozenset[Hashable]:

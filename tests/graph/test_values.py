@@ -17,7 +17,7 @@ def view_of(function, *inputs):
         captured.append(read_values(gm))
         return gm.forward
 
-    torch.compile(function, backend=backend, fullgraph=True)(*inputs)
+    torch.compile(function, backend=backend, fullgraph=True, dynamic=False)(*inputs)
     return captured[0]
 
 
@@ -131,3 +131,70 @@ def test_users_are_in_order_and_complete():
     graph = view_of(lambda a: (a.exp() + 1, a.sin()), x)
     (placeholder,) = graph.with_op("placeholder")
     assert [u.op for u in placeholder.users] == ["exp", "sin"]
+
+
+def test_an_alias_reads_every_write_since_it_was_last_read():
+    def function(a, b):
+        c = a * 2
+        flat = c.view(-1)
+        c.add_(b)
+        before = flat.exp()
+        c.mul_(b)
+        c.sub_(b)
+        return before, flat.sin(), flat.cos()
+
+    graph = view_of(function, x, y)
+    (view,), (exp,), (sin,), (cos,) = (graph.with_op(name) for name in ("view", "exp", "sin", "cos"))
+    add, mul, sub = graph.with_op("add", "mul", "sub")[-3:]
+    assert [v.op for v in exp.input.operands] == ["view", "add"]
+    assert sin.input is cos.input
+    assert sin.input.operands == [exp.input, mul, sub]
+    assert all(sin.input in write.users for write in (mul, sub))
+    assert (view.superseded, exp.input.superseded) == (add.position, mul.position)
+    assert sin.input.superseded is None
+
+
+def test_a_value_is_superseded_by_the_next_write_whether_or_not_it_is_read_again():
+    def function(a, b):
+        c = a * 2
+        half = c[:, :2]
+        result = half.exp()
+        c.add_(b)
+        c.mul_(b)
+        return result
+
+    graph = view_of(function, x, y)
+    (half,), (add,), (first, last) = (graph.with_op(name) for name in ("slice", "add", "mul"))
+    assert half.superseded == first.superseded == add.position
+    assert (add.superseded, last.superseded) == (last.position, None)
+
+
+def add_by_index(out, rows):
+    for e in range(len(rows)):
+        out.index_add_(0, index, rows[e].sin())
+
+
+def add_to_rows(out, rows):
+    for e in range(len(rows)):
+        out[e].add_(rows[e].sum(0))
+
+
+def add_to_items(out, rows):
+    for e in range(len(rows)):
+        out[e] += rows[e].sum(0)
+
+
+def add_to_parts(out, rows):
+    for part, row in zip(out.unbind(0), rows.unbind(0), strict=True):
+        part.add_(row.sum(0))
+
+
+@pytest.mark.parametrize("write", [add_by_index, add_to_rows, add_to_items, add_to_parts])
+def test_the_number_of_values_is_linear_in_the_number_of_writes(write):
+    def function(rows):
+        out = rows.new_zeros(len(rows), 4)
+        write(out, rows)
+        return out + 1
+
+    few, more, most = (len(view_of(function, torch.randn(size, 2, 4)).values) for size in (4, 8, 16))
+    assert most - more == 2 * (more - few)

@@ -82,6 +82,7 @@ class BranchReader:
         self.index, self.sizes, self.tokens = index, sizes, tokens
         self.is_row = token_row(tokens, count, sizes[-1])
         self.looks_like_a_block = False
+        self._conditions: dict[tuple[tuple[Index, ...], ...], _Conditions] = {}  # by slots and experts
 
     def read(self, contribution: Contribution) -> list[Branch]:
         """The branches that make up a contribution: one, or one for each choice of a dispatch into places.
@@ -115,8 +116,12 @@ class BranchReader:
         expert = function.expert
         experts = [expert] if expert is not None and isinstance(expert.atom, Var) else []
         slots = [b for b in contribution.bound if b not in experts]
-        scores = Scores(self.notation, self.index[:-1], slots, experts)
-        weight = _conjunction([_condition(scores, c) for c in contribution.conditions], contribution)
+        variables = tuple(slots), tuple(experts)
+        known = self._conditions.get(variables)
+        if known is None:
+            known = self._conditions[variables] = _Conditions(Scores(self.notation, self.index[:-1], slots, experts))
+        scores = known.scores
+        weight = _conjunction([known.score(c) for c in contribution.conditions], contribution)
         weight = _times(weight, [scores.of(*f) for f in contribution.factors], contribution)
         scaled = _times(Score(1.0), [scores.of(*f) for f in function.inputs], contribution)
         self.looks_like_a_block |= weight.chosen is not None
@@ -226,16 +231,27 @@ def _require_no_rounding(contribution: Contribution) -> None:
         require(wide, f"rows are rounded to {dtype} on the way to the output", contribution.value)
 
 
-def _condition(scores: Scores, condition: Condition) -> Score | None:
-    if isinstance(condition, Equal):
-        for ids, expert in ((condition.left, condition.right), (condition.right, condition.left)):
-            if isinstance(ids.atom, Element):
-                return Score(1.0, Chosen(ids, expert))
-        return None
-    found = scores.of(condition.value, condition.index)
-    if found is None or found.chosen is None or {found.term, found.other} != {0.0, 1.0}:
-        return None
-    return found if condition.wanted else negated(found)
+class _Conditions:
+    """Scores of conditions, each mask's once: rows written by mask are excluded by the masks of all later experts."""
+
+    def __init__(self, scores: Scores) -> None:
+        self.scores = scores
+        self._of: dict[tuple[Value, tuple[Index, ...]], Score | None] = {}
+
+    def score(self, condition: Condition) -> Score | None:
+        """The condition as a score that is 1 where it holds; None for what is not understood."""
+        if isinstance(condition, Equal):
+            for ids, expert in ((condition.left, condition.right), (condition.right, condition.left)):
+                if isinstance(ids.atom, Element):
+                    return Score(1.0, Chosen(ids, expert))
+            return None
+        place = condition.value, condition.index
+        if place not in self._of:
+            found = self.scores.of(*place)
+            test = found is not None and found.chosen is not None and {found.term, found.other} == {0.0, 1.0}
+            self._of[place] = found if test else None
+        known = self._of[place]
+        return known if condition.wanted else negated(known)
 
 
 def _conjunction(conditions: Sequence[Score | None], contribution: Contribution) -> Score:

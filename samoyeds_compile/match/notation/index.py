@@ -146,8 +146,12 @@ def sizes_of(value: Value) -> tuple[Size, ...]:
 
 def part_sizes(whole: Value, axis: int) -> list[Size]:
     """Sizes along ``axis`` of the parts of a chunk or split."""
-    sizes = [part.shape[axis] for part in whole.example]
-    return [size_of(whole.known.apply(s)) if isinstance(s, torch.SymInt) else s for s in sizes]
+    known = whole.known.parts.get((whole.node, axis))  # asked for once a part
+    if known is None:
+        sizes = [part.shape[axis] for part in whole.example]
+        known = [size_of(whole.known.apply(s)) if isinstance(s, torch.SymInt) else s for s in sizes]
+        whole.known.parts[whole.node, axis] = known
+    return known
 
 
 def constant(number: Size) -> Index:
