@@ -512,7 +512,8 @@ def names_once(ids: Value) -> bool:
     """Whether the ids of a token are known to differ: they are indices of a top-k, or there is one."""
     if len(ids.shape) <= 1 or sizes_of(ids)[-1] == 1:
         return True
-    return ids.op == "item" and ids.input.op in ("topk", "sort") and ids.arg("key") == 1
+    chosen = ids.op == "item" and ids.input.op in ("topk", "sort") and ids.arg("key") == 1
+    return chosen and ids.input.arg("dim", -1) in (-1, len(ids.shape) - 1)
 
 
 def _covers(variable: Index, test: Is) -> bool:
