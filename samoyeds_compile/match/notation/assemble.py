@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from samoyeds_compile.match.notation.experts import Bias, ExpertFunction, Projection
+from samoyeds_compile.match.notation.experts import ExpertFunction
+from samoyeds_compile.match.notation.projections import Bias, Projection
 from samoyeds_compile.match.region import Derived, Linear, Operand, require
 
 Numbered = Sequence[tuple[int | None, ExpertFunction]]

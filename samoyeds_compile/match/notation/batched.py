@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from samoyeds_compile.graph.values import Value, ValueGraph
 from samoyeds_compile.match.notation.assemble import linears
-from samoyeds_compile.match.notation.contributions import Contribution, Contributions, Equal
+from samoyeds_compile.match.notation.conditions import Equal
+from samoyeds_compile.match.notation.contributions import Contribution, Contributions
 from samoyeds_compile.match.notation.experts import ExpertFunction, ExpertReader
 from samoyeds_compile.match.notation.index import Index, sizes_of
 from samoyeds_compile.match.notation.notation import Notation

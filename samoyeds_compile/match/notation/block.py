@@ -11,12 +11,13 @@ from samoyeds_compile.match.notation.assemble import linears
 from samoyeds_compile.match.notation.branch import Branch, BranchReader
 from samoyeds_compile.match.notation.choices import Choice, choices_of
 from samoyeds_compile.match.notation.contributions import UNINITIALISED, Contribution, Contributions
-from samoyeds_compile.match.notation.experts import ExpertFunction, Projection
+from samoyeds_compile.match.notation.experts import ExpertFunction
 from samoyeds_compile.match.notation.index import flatten, size_of, sizes_of
-from samoyeds_compile.match.notation.indicators import names_once
 from samoyeds_compile.match.notation.notation import Notation
 from samoyeds_compile.match.notation.operands import Operands
 from samoyeds_compile.match.notation.products import Products
+from samoyeds_compile.match.notation.projections import Projection
+from samoyeds_compile.match.notation.segments import names_once
 from samoyeds_compile.match.region import Decline, Derived, Linear, MoERegion, Operand, require
 
 

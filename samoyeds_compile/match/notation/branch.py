@@ -10,13 +10,16 @@ import torch
 
 from samoyeds_compile.graph.values import Value
 from samoyeds_compile.match.notation.capacity import Capacity, split_places
-from samoyeds_compile.match.notation.contributions import Condition, Contribution, Equal
-from samoyeds_compile.match.notation.experts import ExpertFunction, ExpertReader, is_parameter, token_row
+from samoyeds_compile.match.notation.conditions import Condition, Equal
+from samoyeds_compile.match.notation.contributions import Contribution
+from samoyeds_compile.match.notation.experts import ExpertFunction, ExpertReader, token_row
 from samoyeds_compile.match.notation.index import Element, Index, Size, Var, atoms, mentions, sizes_of
 from samoyeds_compile.match.notation.notation import Notation
 from samoyeds_compile.match.notation.products import Products
+from samoyeds_compile.match.notation.projections import is_parameter
 from samoyeds_compile.match.notation.reindex import Place
-from samoyeds_compile.match.notation.scores import Call, Chosen, Score, Scores, combine, negated, substitute_score
+from samoyeds_compile.match.notation.scores import Scores
+from samoyeds_compile.match.notation.terms import Call, Chosen, Score, combine, negated, substitute_score
 from samoyeds_compile.match.region import require
 
 

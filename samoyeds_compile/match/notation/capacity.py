@@ -35,12 +35,16 @@ from samoyeds_compile.match.notation.index import (
     substitute,
     unflatten,
 )
-from samoyeds_compile.match.notation.indicators import (
+from samoyeds_compile.match.notation.indicators import Indicators
+from samoyeds_compile.match.notation.notation import Notation
+from samoyeds_compile.match.notation.products import Contraction, Products
+from samoyeds_compile.match.notation.reindex import Place
+from samoyeds_compile.match.notation.segments import names_once
+from samoyeds_compile.match.notation.sums import (
     ONE,
     At,
     Below,
     Flag,
-    Indicators,
     Is,
     Product,
     Replace,
@@ -48,16 +52,12 @@ from samoyeds_compile.match.notation.indicators import (
     Tally,
     Test,
     multiplied,
-    names_once,
     parts_of,
     renamed,
     renamed_sum,
     renamed_test,
 )
-from samoyeds_compile.match.notation.notation import Notation
-from samoyeds_compile.match.notation.products import Contraction, Products
-from samoyeds_compile.match.notation.reindex import Place
-from samoyeds_compile.match.notation.scores import Call, Given, Leaf
+from samoyeds_compile.match.notation.terms import Call, Given, Leaf
 from samoyeds_compile.match.region import require
 
 NO_MASK = "the rows are dispatched by a tensor that is no mask of places"

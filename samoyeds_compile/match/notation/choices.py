@@ -12,8 +12,8 @@ from samoyeds_compile.match.notation.branch import Branch
 from samoyeds_compile.match.notation.experts import ExpertFunction
 from samoyeds_compile.match.notation.index import Index, Size, sizes_of, substitute
 from samoyeds_compile.match.notation.notation import Notation
-from samoyeds_compile.match.notation.scores import Call, Leaf, Score, substitute_score
 from samoyeds_compile.match.notation.segments import chosen_from
+from samoyeds_compile.match.notation.terms import Call, Leaf, Score, substitute_score
 from samoyeds_compile.match.region import require
 
 Choice = list[Branch]

@@ -13,28 +13,20 @@ from typing import Any
 import torch
 
 from samoyeds_compile.graph.values import Value
+from samoyeds_compile.match.notation.conditions import Condition, Equal, Mask, substitute_condition
 from samoyeds_compile.match.notation.index import (
     Atom,
     Coordinate,
     Count,
     Index,
     Piece,
-    Quotient,
-    Rank,
-    Remainder,
     Size,
-    Sorted,
-    Start,
-    add,
-    atoms,
     constant,
     divide,
     mentions,
     of_atom,
     part_sizes,
-    rank_of,
     remainder,
-    scale,
     size_of,
     sizes_of,
     substitute,
@@ -42,28 +34,8 @@ from samoyeds_compile.match.notation.index import (
 from samoyeds_compile.match.notation.notation import Notation
 from samoyeds_compile.match.notation.products import Contraction, Products
 from samoyeds_compile.match.notation.reindex import Place, broadcast, index_parts
-from samoyeds_compile.match.notation.segments import expert_of_rank
+from samoyeds_compile.match.notation.rows import expert_in_split, rows_at
 from samoyeds_compile.match.region import require
-
-
-@dataclass(frozen=True)
-class Mask:
-    """An entry of a boolean tensor that must be true (or false) for a contribution to count."""
-
-    value: Value
-    index: tuple[Index, ...]
-    wanted: bool = True
-
-
-@dataclass(frozen=True)
-class Equal:
-    """Two indices that must be equal for a contribution to count."""
-
-    left: Index
-    right: Index
-
-
-Condition = Mask | Equal
 
 
 @dataclass(frozen=True)
@@ -275,53 +247,10 @@ class Contributions:
 
     def _accumulated(self, item: Contribution, chosen: Value, rows: Value) -> list[Contribution]:
         """Rows r of ``rows`` with ``chosen[r] == t``, for the output's ``t``."""
-        solved = self._solve(chosen, item.index)
+        solved = rows_at(chosen, item.index, self.notation)
         bound, conditions = (*item.bound, *solved.bound), (*item.conditions, *solved.conditions)
         index = (solved.row, *item.index[1:])
         return [self._at(item, rows, broadcast(index, rows), bound=bound, conditions=conditions)]
-
-    def _solve(self, chosen: Value, target: tuple[Index, ...]) -> _Solution:
-        """All r with ``chosen[r, ...] == target[0]``."""
-        row = self.notation.variables.new(sizes_of(chosen)[0])
-        seen = self.notation.integer(chosen, (row, *target[1:])[: len(chosen.shape)])
-        space = self._row_space(seen, row)
-        seen = substitute(seen, lambda a: space.row if of_atom(a) == row else None)
-        solution = _equate(seen, target[0], space, self.notation)
-        require(solution is not None, "rows are added to places that are not understood", chosen)
-        assert solution is not None
-        return solution
-
-    def _row_space(self, seen: Index, row: Index) -> _Solution:
-        """What row ``row`` of gathered rows is, by how the index mentions it."""
-        for atom in atoms(seen):
-            if isinstance(atom, Sorted) and atom.index == row:
-                flat = self.notation.variables.new(sizes_of(atom.permutation)[0])
-                return _Solution(rank_of(atom.permutation, flat), (flat,))
-            if isinstance(atom, Coordinate) and atom.index == row:
-                axes = self.notation.index_of(atom.mask)
-                return _Solution(of_atom(Count(atom.mask, axes)), axes, (Mask(atom.mask, axes),))
-            if isinstance(atom, Sorted) and any(isinstance(a, Start) for a in atoms(atom.index)):
-                return self._piece_space(atom, row)
-        return _Solution(row, (row,))
-
-    def _piece_space(self, atom: Sorted, row: Index) -> _Solution:
-        start = next(a for a in atoms(atom.index) if isinstance(a, Start))
-        require(atom.index == add(row, of_atom(start)), "rows of a split are not understood", atom.permutation)
-        flat = self.notation.variables.new(sizes_of(atom.permutation)[0])
-        position = rank_of(atom.permutation, flat)
-        condition = Equal(self._expert_in_split(start.split, position), constant(start.number))
-        return _Solution(of_atom(Piece(start.split, start.number, position)), (flat,), (condition,))
-
-    def _expert_in_split(self, split: Value, position: Index) -> Index:
-        """The number of the piece in which a sorted row lies: its expert, if the sizes count the experts."""
-        sizes = split_sizes(split, self.notation)
-        rank = position.atom
-        require(sizes is not None and isinstance(rank, Rank), "the sizes of a split do not count experts", split)
-        assert sizes is not None and isinstance(rank, Rank)
-        expert = expert_of_rank(rank, *sizes, self.notation)
-        require(expert, "the sizes of a split do not count the expert ids that were sorted", split)
-        assert expert is not None
-        return expert
 
     # ------------------------------------------------------------------------------- writing by index
 
@@ -435,7 +364,7 @@ class Contributions:
         split = next((s for s in self.notation.graph.with_op("split") if _lengths(s) == lengths), None)
         if axis != 0 or split is None or position.atom is None or not hasattr(position.atom, "permutation"):
             return None
-        expert = self._expert_in_split(split, position)
+        expert = expert_in_split(split, position, self.notation)
         found = []
         for number, part in enumerate(parts):
             row = of_atom(Piece(split, number, position))
@@ -459,30 +388,6 @@ _RULES = frozenset(
 )  # ops with a method of that name
 
 
-@dataclass(frozen=True)
-class _Solution:
-    """Rows in terms of the variables that enumerate them."""
-
-    row: Index
-    bound: tuple[Index, ...]
-    conditions: tuple[Condition, ...] = ()
-
-    def substituted(self, variable: Index, by: Index, fresh: tuple[Index, ...] = ()) -> _Solution:
-        def replaced(atom: Atom) -> Index | None:
-            return by if of_atom(atom) == variable else None
-
-        bound = tuple(b for b in self.bound if b != variable and b.terms) + tuple(f for f in fresh if f.terms)
-        conditions = tuple(substitute_condition(c, replaced) for c in self.conditions)
-        return _Solution(substitute(self.row, replaced), bound, conditions)
-
-
-def substitute_condition(condition: Condition, replaced: Any) -> Condition:
-    """A condition with atoms replaced."""
-    if isinstance(condition, Mask):
-        return replace(condition, index=tuple(substitute(i, replaced) for i in condition.index))
-    return Equal(substitute(condition.left, replaced), substitute(condition.right, replaced))
-
-
 def substituted(item: Contribution, variable: Index, by: Index) -> Contribution:
     """A contribution with a bound variable replaced."""
 
@@ -500,52 +405,6 @@ def substituted(item: Contribution, variable: Index, by: Index) -> Contribution:
         factors=tuple(moved(f) for f in item.factors),
         bias=None if item.bias is None else moved(item.bias),
     )
-
-
-def _equate(seen: Index, target: Index, space: _Solution, notation: Notation) -> _Solution | None:
-    """``space`` narrowed to the rows for which ``seen`` is ``target``."""
-    if seen == target and not seen.terms:  # the axis has one entry
-        return _Solution(space.row, tuple(b for b in space.bound if b.terms), space.conditions)
-    for variable in space.bound:
-        if seen == variable:
-            return space.substituted(variable, target)
-        sizes: Size = variable.atom.size if variable.terms else 1  # type: ignore[union-attr]
-        for atom in atoms(seen):
-            if seen != of_atom(atom):
-                continue
-            if isinstance(atom, Quotient) and atom.index == variable and isinstance(atom.divisor, int):
-                k = notation.variables.new(atom.divisor)
-                return space.substituted(variable, add(scale(target, atom.divisor), k), (k,))
-            if isinstance(atom, Remainder) and atom.index == variable:
-                k = notation.variables.new(sizes // atom.divisor)
-                return space.substituted(variable, add(scale(k, atom.divisor), target), (k,))
-    return None
-
-
-def split_sizes(split: Value, notation: Notation) -> tuple[Value, Size] | None:
-    """(the vector whose entries are the sizes of a split, its length)."""
-    sizes = split.arg("split_size")
-    if not isinstance(sizes, tuple):
-        return None
-    source: Value | None = None
-    for number, size in enumerate(sizes):
-        place = entry_read(size, notation)
-        if place is None or place[1] != (constant(number),) or source not in (None, place[0]):
-            return None
-        source = place[0]
-    return None if source is None or sizes_of(source)[0] != len(sizes) else (source, len(sizes))
-
-
-def entry_read(size: Any, notation: Notation) -> Place | None:
-    """The entry of an integer tensor that ``tensor[i].item()`` reads."""
-    if not isinstance(size, Value) or size.op != "item" or size.arg("key") is not None:
-        return None
-    value, index = size.input, tuple(constant(0) for _ in size.input.shape)
-    while True:
-        *_, (value, index) = notation.places(value, index)
-        if value.op not in ("to", "type_as") or not isinstance(value.input, Value):
-            return notation.canon(value), index
-        value = value.input
 
 
 def _lengths(split: Value) -> list[Size]:

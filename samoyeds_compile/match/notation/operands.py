@@ -12,7 +12,7 @@ import torch
 
 from samoyeds_compile.graph.values import Value
 from samoyeds_compile.match.notation.index import Element, Index, Size, Var, atoms, flatten, sizes_of
-from samoyeds_compile.match.notation.scores import Call, Given, Leaf
+from samoyeds_compile.match.notation.terms import Call, Given, Leaf
 from samoyeds_compile.match.region import Derived, Operand, require
 
 if TYPE_CHECKING:

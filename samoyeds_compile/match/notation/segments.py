@@ -47,6 +47,14 @@ def expert_of_rank(rank: Rank, sizes: Value, experts: Size, notation: Notation) 
     return of_atom(replace(element, most=experts - 1))
 
 
+def names_once(ids: Value) -> bool:
+    """Whether the ids of a token are known to differ: they are indices of a top-k, or there is one."""
+    if len(ids.shape) <= 1 or sizes_of(ids)[-1] == 1:
+        return True
+    chosen = ids.op == "item" and ids.input.op in ("topk", "sort") and ids.arg("key") == 1
+    return chosen and ids.input.arg("dim", -1) in (-1, len(ids.shape) - 1)
+
+
 def _counts_one_more(sizes: Value, experts: Size) -> bool:
     """Whether a histogram counts the id E as expert E - 1: its last bin is closed on both sides."""
     histogram = strip_casts(sizes)
@@ -124,7 +132,7 @@ def _marks_ids(table: Value, experts: Size) -> bool:
     """``zeros(T, E).scatter(1, ids, 1)`` with ids that differ within a row."""
     ids, base = table.arg("index"), strip_casts(table.input)
     ones = table.arg("src", table.arg("value")) == 1 and table.arg("dim") in (1, -1) and table.arg("reduce") is None
-    distinct = isinstance(ids, Value) and (sizes_of(ids)[-1] == 1 or (ids.op == "item" and ids.input.op == "topk"))
+    distinct = isinstance(ids, Value) and names_once(ids)
     zeros = base.op in ("zeros", "zeros_like", "new_zeros")
     return bool(ones and distinct and zeros and sizes_of(table)[-1] == experts)
 
