@@ -89,7 +89,7 @@ GROUPS: Mapping[str, Group] = {
     ),
     "P5": _hand_written(
         "P5", "rows dispatched before the experts",
-        "One-hot dispatch goes if every row has a place of its own; else the experts are rewritten, and dispatch stays.",
+        "One-hot dispatch goes if every row has a place of its own; else only the experts are rewritten.",
     ),
 }  # fmt: skip
 

@@ -14,6 +14,9 @@ from samoyeds_compile.graph.sizes import Size, call_name, mark_sizes, replace_le
 from samoyeds_compile.graph.values import Value, hint
 
 NumberOf = Callable[[Size], int]
+_LEFT_OUT = frozenset(
+    ("aliased_write", "_assert_scalar", "_check", "sym_constrain_range", "sym_constrain_range_for_size")
+)
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,8 @@ class Fragment:
 def extract(members: Sequence[Value], inputs: Sequence[Value], output: Value) -> Fragment:
     """The program that computes ``output`` from ``inputs``.
 
+    Assertions are left out: where the graph has fixed sizes they hold for no others.
+
     Args:
         members: the tensors to compute, in graph order. Sizes that they or the inputs determine are added.
         inputs: what the program is given.
@@ -109,8 +114,8 @@ def extract(members: Sequence[Value], inputs: Sequence[Value], output: Value) ->
     """
     copied = sorted({*members, *_computed_sizes(members, inputs)} - {*inputs}, key=lambda v: v.position)
     builder = _Builder(inputs)
-    steps = [builder.step(value) for value in copied if value.op != "aliased_write"]
-    return Fragment(inputs, steps, builder.of_node[output.holder])
+    steps = [builder.step(value) for value in copied if value.op not in _LEFT_OUT]
+    return Fragment(inputs, steps, builder.result(output))
 
 
 def _computed_sizes(members: Sequence[Value], inputs: Sequence[Value]) -> set[Value]:
@@ -158,6 +163,13 @@ class _Builder:
         self.of_node[node] = Ref(self.size)
         self.size += 1
         return step
+
+    def result(self, output: Value) -> Ref:
+        """Where the output is: in the tensor that it was written to, which may be an input."""
+        if output.holder in self.of_node:
+            return self.of_node[output.holder]
+        written = next((ref for value, ref in self.inputs.items() if value.holder is output.holder), None)
+        return written or self.of_node[output.node]
 
     def _operand(self, value: Value, node: fx.Node) -> Any:
         meaning = value.reads[node]

@@ -7,6 +7,7 @@ op that brings the dispatch and the rows of products together is where the block
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Iterator
 from functools import partial
 
@@ -38,6 +39,9 @@ LOOKS_LIKE_A_BLOCK = 2
 
 NEAR = 40
 """How many values after the last use of the dispatch to try as the block's output."""
+
+MOST_NARROWS = 12
+"""How many values further on to try, through which everything flows."""
 
 
 class Written(NotationFamily):
@@ -172,13 +176,35 @@ def _is_larger(region: MoERegion, than: MoERegion) -> bool:
 
 
 def _outputs(anchor: Value) -> Iterator[Value]:
-    """Values after the anchor that may be the block's output, nearest first."""
+    """Values after the anchor that may be the block's output: the nearest ones, then those that all else flows into."""
+    tried = set()
+    for value in itertools.chain(_nearest(anchor), itertools.islice(_narrows(anchor), MOST_NARROWS)):
+        rows = _is_floating(value) and len(value.shape) >= 2 and isinstance(sizes_of(value)[-1], int)
+        if rows and value not in tried:
+            tried.add(value)
+            yield value
+
+
+def _nearest(anchor: Value) -> Iterator[Value]:
     seen, queue = {anchor}, [anchor]
     while queue and len(seen) < NEAR:
         value = queue.pop(0)
-        if _is_floating(value) and len(value.shape) >= 2 and isinstance(sizes_of(value)[-1], int):
-            yield value
+        yield value
         for user in sorted(value.users, key=lambda u: u.position):
             if user not in seen:
                 seen.add(user)
                 queue.append(user)
+
+
+def _narrows(anchor: Value) -> Iterator[Value]:
+    """Values through which every way leads that numbers take from the anchor on: where unrolled experts end."""
+    waiting = {anchor.position: anchor}
+    order = [anchor.position]
+    while order:
+        value = waiting.pop(heapq.heappop(order))
+        if not order:
+            yield value
+        for user in value.users:
+            if user.position not in waiting and (_is_floating(user) or user.op in ("split", "chunk", "unbind")):
+                waiting[user.position] = user
+                heapq.heappush(order, user.position)

@@ -14,10 +14,10 @@ from tests.styles.reference import reference
 
 BLOCKS, SLOW_BLOCKS = 560, 5600
 """Over all ways of dispatching; in every run, and in the slow sweep."""
-FLOOR: dict[str, float] = dict.fromkeys(DISPATCHES, 0.8) | {"split": 0.6}
+FLOOR: dict[str, float] = dict.fromkeys(DISPATCHES, 0.8) | {"split": 0.7}
 """Least share of the blocks that must be rewritten, altogether where `Dispatch.sparse` says so.
 
-Measured were 0.70 for split and 0.87 or more for the others.
+Measured were 0.82 for split and 0.87 or more for the others; what is left alone has no tokens, nearly always.
 """
 VALIDATED = 0.1
 """Share of the blocks that are validated as well."""

@@ -56,13 +56,22 @@ class Rows:
 def rows_at(chosen: Value, target: tuple[Index, ...], notation: Notation) -> Rows:
     """All r with ``chosen[r, ...] == target[0]``."""
     row = notation.variables.new(sizes_of(chosen)[0])
-    seen = notation.integer(chosen, (row, *target[1:])[: len(chosen.shape)])
-    space = _row_space(seen, row, notation)
+    index = (row, *target[1:])[: len(chosen.shape)]
+    seen = notation.integer(chosen, index)
+    space = _row_space(seen if seen.terms else _source(chosen, index, notation), row, notation)
     seen = substitute(seen, lambda a: space.row if of_atom(a) == row else None)
     solution = _equate(seen, target[0], space, notation)
     require(solution is not None, "rows are added to places that are not understood", chosen)
     assert solution is not None
     return solution
+
+
+def _source(chosen: Value, index: tuple[Index, ...], notation: Notation) -> Index:
+    """What a place is computed from: with a single token ``order // K`` is 0, but the rows are in ``order``."""
+    *_, (value, place) = notation.places(chosen, index)
+    while value.op in ("floor_divide", "div", "to") and value.input.shape == value.shape:
+        *_, (value, place) = notation.places(value.input, place)
+    return notation.integer(value, place)
 
 
 def _row_space(seen: Index, row: Index, notation: Notation) -> Rows:
