@@ -194,6 +194,22 @@ GSHARD = {
         "combine.bool().float()",
         "torch.einsum('se,sc->sec', F.one_hot((x @ router2).argmax(-1), E).float(), F.one_hot(place1, C).float())",
     ),
+    "a dispatch where another number is not 0": (
+        MIDDLE,
+        "combine.bool().float()",
+        "(combine * F.relu(x[:, :1, None])).bool().float()",
+    ),
+    "a dispatch where one of two masks holds": (
+        MIDDLE,
+        "combine.bool().float()",
+        "combine.bool().float() * ((x[:, 0] > 0).float() + (x[:, 1] > 0).float()).bool().float()[:, None, None]",
+    ),
+    "a combination where neither of two masks holds": (
+        EITHER,
+        "dispatch = combine.bool()",
+        "combine = combine * (~((x[:, 0] > 0).float() + (x[:, 1] > 0).float()).bool()).float()[:, None, None]\n"
+        "    dispatch = combine.bool()",
+    ),
     "a dispatch to other places": (MIDDLE, "combine.bool().float()", "combine.bool().float().roll(1, 2)"),
     "a dispatch of negative masks": (MIDDLE, "combine.bool().float()", "-combine.bool().float()"),
     "other rows": (EITHER, '"sec,sm->ecm", dispatch, x', '"sec,sm->ecm", dispatch, x.flip(0)'),

@@ -46,6 +46,7 @@ from samoyeds_compile.match.notation.sums import (
     Below,
     Flag,
     Is,
+    Nonzero,
     Product,
     Replace,
     Sum,
@@ -171,6 +172,8 @@ class Capacity:
         dispatch, same = self._choices(self.indicators.of(*mask), source[0])
         require(expert == same, "rows are dispatched and combined along different axes", source[0])
         require(all(c.term == 1.0 for c in dispatch), "the rows are weighted where they are dispatched", source[0])
+        weighted = any(isinstance(t, Nonzero) for c in combination for t in c.tests)
+        require(not weighted, "the weights of a row are 0 where other numbers are", source[0])
         self._require_own_places(dispatch, product)
         moved = [c.renamed(token_of.get) for c in dispatch]
         for choice in combination:
@@ -228,7 +231,8 @@ class Capacity:
         number = own.number if own.term == 1.0 else Call(torch.mul, (own.term, own.number))
         term = own.term if own.number == 1.0 else number
         free = not any(mentions(parts_of(p), c) for c in cell if c.terms for p in (term, *rest, *placed[0].position))
-        require(free and all(isinstance(t, (Below, Flag)) for t in rest), NO_MASK, at)
+        rest -= {Nonzero(factor) for factor in _factors(term)}  # a row that is weighted by 0 may be kept as well
+        require(free and all(isinstance(t, (Below, Flag, Nonzero)) for t in rest), NO_MASK, at)
         return Choice(entry, term, placed[0].position, rest, _size(placed[0].index), placed[0].place), expert
 
     # ------------------------------------------------------------------------------- places of their own
@@ -337,7 +341,17 @@ def _reads(choice: Choice, dispatched: Choice) -> bool:
         if i != j and isinstance(i.atom, Var) and isinstance(j.atom, Var) and i.atom.size == j.atom.size
     }  # fmt: skip
     same = dispatched.renamed(names.get)
-    return same.ids == choice.ids and same.position == choice.position and same.tests <= choice.holding
+    weighted = {Nonzero(factor) for factor in _factors(choice.term)}  # where it is not, nothing is added
+    return same.ids == choice.ids and same.position == choice.position and same.tests <= choice.holding | weighted
+
+
+def _factors(term: Any) -> list[Any]:
+    """A term, and those that make it 0 where they are 0."""
+    if not isinstance(term, Call):
+        return [term]
+    inner = term.arguments if term.function is torch.mul else term.arguments[:1]
+    through = term.function in (torch.mul, torch.div, torch.Tensor.to)
+    return [term, *(f for a in inner for f in _factors(a))] if through else [term]
 
 
 def _element(test: Test) -> Any:

@@ -42,6 +42,7 @@ from samoyeds_compile.match.notation.sums import (
     Below,
     Flag,
     Is,
+    Nonzero,
     Product,
     Sum,
     Tally,
@@ -174,10 +175,15 @@ class Indicators:
         return added(*(frozenset((_cast_term(p, value.dtype),)) for p in found))
 
     def nonzero(self, total: Sum) -> Sum | None:
-        """Whether an element is not 0, if no two products of its sum hold at once (see `capacity`)."""
-        if any(p.tallies or p.number <= 0 for p in total):
+        """Whether an element is not 0.
+
+        Several products must not hold at once: those that are places are proven not to, later on (see `capacity`).
+        """
+        places = all(any(isinstance(t, At) for t in p.tests) for p in total)
+        if any(p.tallies or p.number <= 0 for p in total) or not (len(total) <= 1 or places):
             return None
-        return added(*(frozenset((replace(p, number=1.0, term=1.0),)) for p in total))
+        tests = (p.tests if p.term == 1.0 else p.tests | {Nonzero(p.term)} for p in total)
+        return added(*(frozenset((Product(tests=t),)) for t in tests))
 
     def _mul(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
         sides = [self.operand(o, index) for o in (value.input, value.arg("other"))]
@@ -246,8 +252,8 @@ class Indicators:
         if position is None or not isinstance(value.input, Value) or isinstance(bound, Value):
             return None
         if not any(p.tallies for p in position):
-            pure = all(p.term == 1.0 and p.number == 1.0 for p in position)
-            return position if value.op in ("gt", "ne") and bound == 0 and pure else None
+            pure = all(p.term == 1.0 for p in position)
+            return self.nonzero(position) if value.op == "gt" and bound == 0 and pure else None
         if isinstance(bound, float):
             if not bound.is_integer():
                 return None

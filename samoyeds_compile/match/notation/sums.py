@@ -58,7 +58,14 @@ class Flag:
     place: Place
 
 
-Test = Is | At | Below | Flag
+@dataclass(frozen=True)
+class Nonzero:
+    """A term that is not 0."""
+
+    term: Any
+
+
+Test = Is | At | Below | Flag | Nonzero
 
 
 @dataclass(frozen=True)
@@ -138,6 +145,8 @@ def renamed_test(test: Test, replaced: Replace) -> Test:
     """A test with atoms of its indices replaced."""
     if isinstance(test, Is):
         return replace(test, entry=substitute(test.entry, replaced), expert=substitute(test.expert, replaced))
+    if isinstance(test, Nonzero):
+        return Nonzero(substitute_term(test.term, replaced))
     place = (test.place[0], _moved(test.place[1], replaced))
     if isinstance(test, At):
         return At(substitute(test.index, replaced), renamed_sum(test.position, replaced), place)
@@ -207,4 +216,6 @@ def parts_of(part: Any) -> list[Index]:
         return [part.index, *(i for p in part.position for i in parts_of(p))]
     if isinstance(part, Below):
         return [i for p in part.position for i in parts_of(p)]
+    if isinstance(part, Nonzero):
+        return parts_of(part.term)
     return list(part.place[1]) if isinstance(part, Flag) else []
