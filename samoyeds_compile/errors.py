@@ -21,3 +21,7 @@ class GraphInvariantError(SamoyedsError, RuntimeError):
 
 class IntegrationError(SamoyedsError, TypeError):
     """Something that an integration cannot work on, or a description of experts that does not fit them."""
+
+
+class SparsityError(SamoyedsError, ValueError):
+    """A sparse pattern that does not exist, or a weight that does not fit the pattern it should have."""
