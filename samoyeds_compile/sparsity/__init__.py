@@ -1,11 +1,25 @@
 """Structured sparse weights: the format, which patterns to keep, packing.
 
 `SparsityConfig` names a format, `best_mask` finds the pattern that keeps the most of a score, `pack` and `unpack` go
-between a dense weight and its canonical storage.
+between a dense weight and its canonical storage. `PackedTensor` is a packed weight that modules can use;
+`save_sparse` and `load_sparse` write and read files of them.
 """
 
+from samoyeds_compile.sparsity.checkpoint import load_sparse, load_sparse_, save_sparse
 from samoyeds_compile.sparsity.config import SparsityConfig
 from samoyeds_compile.sparsity.pack import PackedWeight, pack, unpack, validate
 from samoyeds_compile.sparsity.solver import best_mask
+from samoyeds_compile.sparsity.tensor import PackedTensor
 
-__all__ = ["PackedWeight", "SparsityConfig", "best_mask", "pack", "unpack", "validate"]
+__all__ = [
+    "PackedTensor",
+    "PackedWeight",
+    "SparsityConfig",
+    "best_mask",
+    "load_sparse",
+    "load_sparse_",
+    "pack",
+    "save_sparse",
+    "unpack",
+    "validate",
+]
