@@ -34,10 +34,12 @@ class StorageLayout:
             raise SparsityError(
                 f"{name}: {matrix.shape[-2]} rows cannot be gate and up in turn; pass interleaved=False"
             )
-        return matrix.unflatten(-2, (-1, 2)).transpose(-3, -2).flatten(-3, -2)
+        pairs: Tensor = matrix.unflatten(-2, (-1, 2))
+        return pairs.transpose(-3, -2).flatten(-3, -2)
 
     def to_stored(self, rows: Tensor) -> Tensor:
         """Inverse of `to_rows`."""
         if self.interleaved:
-            rows = rows.unflatten(-2, (2, -1)).transpose(-3, -2).flatten(-3, -2)
+            halves: Tensor = rows.unflatten(-2, (2, -1))
+            rows = halves.transpose(-3, -2).flatten(-3, -2)
         return rows.mT if self.transposed else rows

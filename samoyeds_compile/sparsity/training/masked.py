@@ -128,7 +128,7 @@ def dense_masters(model: nn.Module) -> Iterator[nn.Module]:
 
 def set_class(module: nn.Module, straight_through: bool) -> None:
     """Give a module with entries the class whose properties prune, from its plain class or from another such class."""
-    plain = plain_class(type(module))
+    plain: Any = plain_class(type(module))
     module.__class__ = masked_class(plain, tuple(getattr(module, ENTRIES)), straight_through)
 
 
@@ -140,7 +140,7 @@ def plain_class(of: type[nn.Module]) -> type[nn.Module]:
 
 
 @functools.cache
-def masked_class(plain: type[nn.Module], leaves: tuple[str, ...], straight_through: bool) -> type[nn.Module]:
+def masked_class(plain: Any, leaves: tuple[str, ...], straight_through: bool) -> Any:
     """A subclass in which ``leaves`` are pruned.
 
     One class for all layers of a model, under the plain class's own name: whoever knows modules by their class, as
@@ -148,8 +148,8 @@ def masked_class(plain: type[nn.Module], leaves: tuple[str, ...], straight_throu
     """
 
     def reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
-        _, _, *rest = object.__reduce_ex__(self, 2)
-        return (_new, (plain, leaves, straight_through), *rest)
+        made: Any = object.__reduce_ex__(self, 2)
+        return (_new, (plain, leaves, straight_through), *made[2:])
 
     body: dict[str, Any] = {leaf: property(_reader(leaf, straight_through)) for leaf in leaves}
     body |= {"__reduce_ex__": reduce, "__doc__": plain.__doc__, "__module__": plain.__module__}
@@ -157,7 +157,7 @@ def masked_class(plain: type[nn.Module], leaves: tuple[str, ...], straight_throu
     return type(plain.__name__, (plain,), body)
 
 
-def _new(plain: type[nn.Module], leaves: tuple[str, ...], straight_through: bool) -> nn.Module:
+def _new(plain: Any, leaves: tuple[str, ...], straight_through: bool) -> Any:
     """An empty module of a masked class, for copies and pickles."""
     masked = masked_class(plain, leaves, straight_through)
     return masked.__new__(masked)
@@ -171,10 +171,10 @@ def _reader(leaf: str, straight_through: bool) -> Callable[[nn.Module], Tensor]:
     """
     buffer = mask_name(leaf)
 
-    def masked(module: nn.Module) -> Any:
-        return torch.where(module._buffers[buffer], module._parameters[leaf], 0)  # type: ignore[arg-type, call-overload]
+    def masked(module: nn.Module) -> Tensor:
+        return torch.where(module._buffers[buffer], module._parameters[leaf], 0)  # type: ignore[arg-type]
 
-    def straight(module: nn.Module) -> Any:
+    def straight(module: nn.Module) -> Tensor:
         master: Any = module._parameters[leaf]
         return torch.where(module._buffers[buffer], master, master - master.detach())  # type: ignore[arg-type]
 
