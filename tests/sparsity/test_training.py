@@ -3,12 +3,14 @@
 import copy
 import io
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.utils import parametrize
 from transformers import GptOssConfig, GptOssForCausalLM, MixtralConfig, MixtralForCausalLM, Trainer, TrainingArguments
 
 from samoyeds_compile.errors import SparsityError
@@ -19,6 +21,7 @@ from samoyeds_compile.sparsity.training import (
     SparseTraining,
     SparseTrainingCallback,
     StorageLayout,
+    bake_,
     dense_masters,
     distillation_loss,
     make_trainable_,
@@ -320,14 +323,14 @@ def gpt_oss() -> GptOssForCausalLM:
     return make_trainable_(model, names, CONFIG, layouts={n: TRANSPOSED[n.rpartition(".")[2]] for n in names})
 
 
-def trainer(path, training: SparseTraining, **settings) -> Trainer:
+def trainer(path, training: SparseTraining, finish: bool = True, **settings) -> Trainer:
     model = gpt_oss()
     data = [{k: v[0] for k, v in batch(i, rows=1).items()} for i in range(32)]
     arguments = TrainingArguments(
         output_dir=str(path), report_to=[], use_cpu=True, per_device_train_batch_size=2, gradient_accumulation_steps=2,
         max_steps=6, save_steps=3, learning_rate=5e-3, weight_decay=0.1, disable_tqdm=True, logging_steps=1, **settings,
     )  # fmt: skip
-    return Trainer(model, arguments, train_dataset=data, callbacks=[SparseTrainingCallback(training)])
+    return Trainer(model, arguments, train_dataset=data, callbacks=[SparseTrainingCallback(training, finish=finish)])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -363,12 +366,36 @@ def test_trainer_with_a_teacher(tmp_path):
     assert logged[1] - logged[0] == pytest.approx(term.item(), rel=0.3)
 
 
-def test_trainer_with_scaled_gradients_is_refused():
-    from types import SimpleNamespace
+def test_trainer_can_leave_the_end_to_the_caller(tmp_path):
+    run = trainer(tmp_path, training := SparseTraining(CONFIG), finish=False, save_strategy="no")
+    run.train()
+    run.train()
+    assert training.model is run.model and len(masked_parameters(run.model)) == 4 and training.steps == 6
+    assert not masked_parameters(training.finish())
 
-    callback = SparseTrainingCallback(SparseTraining(CONFIG, method="sr_ste"))
-    with pytest.raises(SparsityError, match="max_grad_norm"):
-        callback.on_train_begin(SimpleNamespace(fp16=True, max_grad_norm=0.0), SimpleNamespace(global_step=0), None)
+
+@pytest.mark.parametrize(
+    ("settings", "arguments", "message"),
+    [
+        (dict(method="sr_ste"), dict(fp16=True, max_grad_norm=0.0), "set max_grad_norm"),
+        (dict(distill=Distillation(nn.Linear(2, 2))), dict(label_smoothing_factor=0.1), "label_smoothing_factor"),
+    ],
+)  # fmt: skip
+def test_trainer_arguments_that_are_refused(settings, arguments, message):
+    arguments = SimpleNamespace(**(dict(fp16=False, max_grad_norm=1.0, label_smoothing_factor=0.0) | arguments))
+    callback = SparseTrainingCallback(SparseTraining(CONFIG, **settings))
+    with pytest.raises(SparsityError, match=message):
+        callback.on_train_begin(arguments, SimpleNamespace(global_step=0), None, model=prepared())
+
+
+def test_a_class_changed_by_others_is_refused_at_the_end():
+    layer = make_trainable_(nn.Linear(32, 8), ["weight"], CONFIG)
+    parametrize.register_parametrization(layer, "bias", nn.ReLU())
+    with pytest.raises(SparsityError, match="class of its module was changed"):
+        bake_(layer)
+    parametrize.remove_parametrizations(layer, "bias")
+    assert type(bake_(layer)) is nn.Linear
+    validate(layer.weight, CONFIG)
 
 
 class Odd(nn.Module):

@@ -33,12 +33,18 @@ class SparseTrainingCallback(TrainerCallback):
         """Attach the model.
 
         Raises:
-            SparsityError: the model is not prepared; or gradients would still be scaled when the decay is added.
+            SparsityError: the model is not prepared; gradients would still be scaled when the decay is added; or the
+                loss that the model returns, which holds the teacher's term, would not be used.
         """
         if args.fp16 and not args.max_grad_norm and self.training.method == "sr_ste":
             raise SparsityError(
                 "SparseTrainingCallback: with fp16 the Trainer unscales gradients before the step only to clip them, "
                 "and SR-STE adds to them before the step; set max_grad_norm, or train in bf16"
+            )
+        if args.label_smoothing_factor and self.training.distill is not None:
+            raise SparsityError(
+                "SparseTrainingCallback: with label_smoothing_factor the Trainer computes a loss of its own, without "
+                "the teacher's term; set it to 0, or leave distill out"
             )
         model: nn.Module = kwargs["model"]
         if self.training.model is not model:

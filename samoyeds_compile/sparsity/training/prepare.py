@@ -34,7 +34,9 @@ def make_trainable_(
     """Keep dense masters with masks: the forward reads pruned weights, the optimizer sees the dense parameters.
 
     Names in ``state_dict`` stay as they are; each mask is one more entry, ``<name>_mask``, boolean. A checkpoint is
-    loaded by a model prepared with the same names.
+    loaded by a model prepared with the same names. Each time that ``forward`` reads a parameter its mask is applied, so
+    an eager loop that reads a stack once per expert costs a pruned stack per expert; grouped experts and compiled loops
+    read it once.
 
     Args:
         model: changed in place.
@@ -82,10 +84,16 @@ def bake_(model: nn.Module) -> nn.Module:
         The model, a plain one whose weights have the pattern.
 
     Raises:
-        SparsityError: a mask is not of its pattern (one was changed by hand, or loaded). The model is unchanged.
+        SparsityError: a mask is not of its pattern (one was changed by hand, or loaded), or a module's class is not
+            the one that it was given. The model is unchanged.
     """
     masked = masked_parameters(model)
     for parameter in masked:
+        if hasattr(plain_class(type(parameter.module)), "_masked_leaves"):
+            raise SparsityError(
+                f"{parameter.name}: the class of its module was changed after make_trainable_, as torch's parametrize "
+                "and fully_shard do; take that away before training is finished"
+            )
         parameter.validate()
     for parameter in masked:
         parameter.master.copy_(parameter.pruned())
