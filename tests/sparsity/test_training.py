@@ -196,7 +196,12 @@ def test_copies(method):
     ids = batch(0)
     expected = model(**ids).logits
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert torch.equal(other(**ids).logits, expected)
+        output = other(**ids)
+        assert torch.equal(output.logits, expected)
+        output.loss.backward()
+        copied = masked_parameters(other)[0]
+        assert copied.master.grad[~copied.mask].any() == (method == "sr_ste")
+        other.zero_grad()
         Run(other, SparseTraining(CONFIG, method=method)).step(0)
         assert not torch.equal(other(**ids).logits, expected)
         assert_pattern(other)
@@ -294,6 +299,30 @@ def test_distillation_loss():
         distillation_loss(student, teacher[..., :5])
 
 
+class Teacher(nn.Module):
+    """Takes no argument beside ``ids``."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, ids: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.logits)
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_positions_that_count(shift):
+    student, logits, ids = torch.randn(2, 4, 7), torch.randn(2, 4, 7), torch.zeros(2, 4, dtype=torch.long)
+    labels = torch.tensor([[-100, 2, 3, -100], [1, -100, -100, 4]])
+    counted = [(0, 0), (0, 1), (1, 2)] if shift else [(0, 1), (0, 2), (1, 0), (1, 3)]
+    each = torch.stack([distillation_loss(student[at], logits[at], 2.0) for at in counted])
+    distill = Distillation(Teacher(logits), shift=shift)
+    torch.testing.assert_close(distill.term((ids,), {"labels": labels}, student), each.mean())
+    divided = distill.term((), {"ids": ids, "labels": labels, "num_items_in_batch": 8}, student)
+    torch.testing.assert_close(divided, each.sum() / 8)
+    torch.testing.assert_close(distill.term((ids,), {}, student), distillation_loss(student, logits, 2.0))
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_distillation_in_a_loop(compiled):
     """The term is in the loss while training, is learned from, and is gone at the end."""
@@ -309,7 +338,9 @@ def test_distillation_in_a_loop(compiled):
     losses = [run.step(step, forward) for step in range(6)]
     assert losses[-1] < losses[0]
     assert all(p.grad is None for p in teacher.parameters())
-    assert model.eval()(**batch(0)).loss.item() < plain
+    output = model.eval()(**batch(0))
+    own = F.cross_entropy(output.logits[:, :-1].flatten(0, 1), batch(0)["labels"][:, 1:].flatten())
+    assert output.loss.item() == pytest.approx(own.item())  # no term outside of training
     run.training.finish()
     trained = model.train()(**batch(0))
     assert trained.loss.item() == pytest.approx(model.eval()(**batch(0)).loss.item())
