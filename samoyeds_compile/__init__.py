@@ -6,23 +6,38 @@ print(samoyeds_compile.explain(model, **inputs))        # what was found, what i
 
 import samoyeds_compile.ops  # noqa: F401 - registers the samoyeds:: operators
 from samoyeds_compile import integrations
-from samoyeds_compile.errors import IntegrationError, OperandError, OptionError, SamoyedsError
+from samoyeds_compile.errors import (
+    CheckpointError,
+    IntegrationError,
+    OperandError,
+    OptionError,
+    SamoyedsError,
+    SparsityError,
+)
 from samoyeds_compile.integrations.decorator import moe_experts
 from samoyeds_compile.options import Options
 from samoyeds_compile.report.explain import explain
 from samoyeds_compile.report.model import BlockReport, GraphReport, Report
+from samoyeds_compile.sparsity import PackedTensor, SparsityConfig, load_sparse, load_sparse_, save_sparse
 
 __version__ = "0.1.0"
 __all__ = [
     "BlockReport",
+    "CheckpointError",
     "GraphReport",
     "IntegrationError",
     "OperandError",
     "OptionError",
     "Options",
+    "PackedTensor",
     "Report",
     "SamoyedsError",
+    "SparsityConfig",
+    "SparsityError",
     "explain",
     "integrations",
+    "load_sparse",
+    "load_sparse_",
     "moe_experts",
+    "save_sparse",
 ]

@@ -25,3 +25,7 @@ class IntegrationError(SamoyedsError, TypeError):
 
 class SparsityError(SamoyedsError, ValueError):
     """A sparse pattern that does not exist, or a weight that does not fit the pattern it should have."""
+
+
+class CheckpointError(SamoyedsError, ValueError):
+    """A file of packed weights that is damaged, of another version, or of another model."""

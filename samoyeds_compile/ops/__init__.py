@@ -1,7 +1,7 @@
 """The ``samoyeds::`` operators.
 
 Canonical: `moe_experts`; `experts_batched` for rows that are already dispatched; `router`. Stages: `route`,
-`expert_up`, `expert_down` (`expert_project` and `combine`). Building block: `expert_linear`.
+`expert_up`, `expert_down` (`expert_project` and `combine`). Building blocks: `expert_linear`, `packed`.
 Importing this package registers them all. ``T`` tokens, ``K`` experts a token, ``S = T * K`` slots (a token at one of
 its experts), ``E`` experts, ``C`` rows an expert, ``H`` hidden size, ``I`` expert width; a name such as ``x_TH`` says
 the shape, and of a list of weights (see `operands`) what it is as a stack.
@@ -14,6 +14,7 @@ from samoyeds_compile.ops import (
     experts_batched,
     experts_gathered,
     moe_experts,
+    packed,
     route,
     router,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "experts_batched",
     "experts_gathered",
     "moe_experts",
+    "packed",
     "route",
     "router",
 ]

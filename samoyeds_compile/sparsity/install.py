@@ -1,15 +1,14 @@
-"""Put pruned weights into a model, and take them out again: the one place that knows how they are held."""
+"""Put pruned weights into a model, packed, and take them out again."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from samoyeds_compile.sparsity.config import SparsityConfig
 from samoyeds_compile.sparsity.experts import Projection
-from samoyeds_compile.sparsity.pack import pack
+from samoyeds_compile.sparsity.tensor import PackedTensor
 
 
 @dataclass(frozen=True)
@@ -21,19 +20,22 @@ class Replacement:
     parameter: nn.Parameter
 
 
-def packed(projection: Projection, pruned: Tensor, config: SparsityConfig) -> tuple[nn.Parameter, int]:
-    """The parameter that holds a pruned weight, and its bytes.
+def packed(projection: Projection, pruned: Tensor, config: SparsityConfig) -> tuple[Replacement, int]:
+    """What is to hold a pruned weight, and its bytes.
 
     Args:
         projection: whose weight.
         pruned: the weight, stored like the parameter.
         config: the pattern that it has.
+
+    Raises:
+        SparsityError: it does not have the pattern.
     """
-    weight = pruned if projection.stacked else pruned[None]
-    matrices = torch.stack(
-        [projection.matrix(weight[0] if not projection.stacked else weight, e) for e in range(len(weight))]
+    weight = PackedTensor.from_dense(
+        pruned, config, transposed=projection.transposed, interleaved=projection.interleaved, name=projection.name
     )
-    return nn.Parameter(pruned, requires_grad=False), pack(matrices, config, projection.name).nbytes
+    parameter = nn.Parameter(weight, requires_grad=False)
+    return Replacement(projection.owner, projection.attribute, parameter), weight.packed_nbytes
 
 
 def install(replacements: list[Replacement]) -> None:
@@ -43,5 +45,18 @@ def install(replacements: list[Replacement]) -> None:
 
 
 def densify_(model: nn.Module) -> int:
-    """Replace the packed weights of a model by dense ones with the same values; how many there were."""
-    raise NotImplementedError
+    """Replace the packed weights of a model by dense ones with the same values, in place.
+
+    The pruned values stay zero. The dense parameters need gradients.
+
+    Returns:
+        How many parameters were packed.
+    """
+    dense: dict[int, nn.Parameter] = {}
+    for module in list(model.modules()):
+        for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            if isinstance(parameter, PackedTensor):
+                if id(parameter) not in dense:
+                    dense[id(parameter)] = nn.Parameter(parameter.to_dense().contiguous())
+                setattr(module, name, dense[id(parameter)])
+    return len(dense)

@@ -110,6 +110,17 @@ def unpack(packed: PackedWeight) -> Tensor:
     return joined(kept)[..., :rows, :cols].contiguous()
 
 
+def packed_shapes(rows: int, cols: int, config: SparsityConfig) -> dict[str, tuple[int, int] | None]:
+    """The last two sizes of ``values``, ``metadata`` and ``selection`` of a matrix; None for what is not stored."""
+    whole_rows, whole_cols = padded_shape(rows, cols, config)
+    condensed, two_of_four = whole_rows * config.n // config.m, config.inner == "2:4"
+    return {
+        "values": (condensed, whole_cols // 2 if two_of_four else whole_cols),
+        "metadata": (condensed, whole_cols // 16) if two_of_four else None,
+        "selection": (condensed // config.group, whole_cols // config.vector) if config.n < config.m else None,
+    }
+
+
 def _shape(weight: Tensor) -> tuple[int, int]:
     return int(weight.shape[-2]), int(weight.shape[-1])
 

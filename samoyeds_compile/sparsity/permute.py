@@ -110,7 +110,8 @@ def _units(worth: Tensor, down: Tensor, config: SparsityConfig, unit: int) -> Te
     whole = -len(per_vector) % (config.m * config.group)
     of_columns = F.pad(per_vector, (0, 0, 0, whole)).unflatten(0, (-1, config.group, config.m)).sum(1)
     kept_columns = of_columns.topk(config.n, dim=1).values.sum((0, 1)).view(-1, unit // config.vector).sum(1)
-    return kept_rows + kept_columns
+    kept: Tensor = kept_rows + kept_columns
+    return kept
 
 
 def _swapped(order: Tensor, worth: Tensor, down: Tensor, config: SparsityConfig, unit: int, sweeps: int) -> Tensor:
@@ -216,4 +217,5 @@ def _reordered(up: Projection, stored: Tensor, order: Tensor) -> Tensor:
     """Outputs of an up projection [..., rows], as stored, with their features in an order."""
     if not up.interleaved:
         return stored[..., rows(order, stored.shape[-1])]
-    return stored.unflatten(-1, (-1, up.runs))[..., order, :].flatten(-2)
+    alternating: Tensor = stored.unflatten(-1, (-1, up.runs))
+    return alternating[..., order, :].flatten(-2)

@@ -84,7 +84,8 @@ def inverse_factor(hessian: Tensor, damping: float = DAMPING) -> Tensor:
         if int(failed) == 0:
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
         if int(failed) == 0:
-            return upper.float()
+            factor: Tensor = upper.float()
+            return factor
     raise SparsityError(
         "hessian: is not positive definite with any damping; check that the calibration inputs are finite"
     )

@@ -185,12 +185,12 @@ class _Job:
             if stats is not None:
                 found = stats.samples[expert].errors(weight, pruned.weight)
                 error, size = error + found[0], size + found[1]
-        parameter, after = packed(projection, new, self.config)
+        replacement, after = packed(projection, new, self.config)
         report = ParameterReport(
             projection.name, tuple(dense.shape), energy, (error / size) ** 0.5 if size else None,
             dense.nbytes, after, orders is not None, _unreached(projection, stats),
         )  # fmt: skip
-        return Replacement(projection.owner, projection.attribute, parameter), report
+        return replacement, report
 
 
 def _ordered(projection: Projection, matrix: Tensor, order: Tensor | None) -> Tensor:

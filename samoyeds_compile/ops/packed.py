@@ -1,0 +1,86 @@
+"""``samoyeds::unpack`` and ``samoyeds::packed_grouped_mm``: products with packed weights where no kernel reads them.
+
+Both give what the dense weight would give. `samoyeds_compile.sparsity.tensor.PackedTensor` turns into them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from samoyeds_compile.ops.library import define_opaque
+from samoyeds_compile.sparsity.config import SparsityConfig
+from samoyeds_compile.sparsity.pack import PackedWeight
+from samoyeds_compile.sparsity.pack import unpack as unpack_weight
+
+
+def unpack(
+    values: Tensor, metadata: Tensor | None, selection: Tensor | None, n: int, m: int, vector: int, inner: str,
+    group: int, rows: int, cols: int,
+) -> Tensor:  # fmt: skip
+    """The dense weight [..., rows, cols] of canonical storage (see `PackedWeight`)."""
+    return unpack_weight(_packed(values, metadata, selection, n, m, vector, inner, group, rows, cols))
+
+
+def packed_grouped_mm(
+    x_SI: Tensor, offsets_E: Tensor, in_out: bool, values: Tensor, metadata: Tensor | None, selection: Tensor | None,
+    n: int, m: int, vector: int, inner: str, group: int, rows: int, cols: int,
+) -> Tensor:  # fmt: skip
+    """``x[s] @ W[e].T`` for the rows s of every expert e, W[e] unpacked one expert after the other on CPU.
+
+    Args:
+        x_SI: rows sorted by expert, [S, cols].
+        offsets_E: int32, end of each expert's run.
+        in_out: multiply by W[e] instead, x being [S, rows].
+        values, metadata, selection: of a stack of E matrices [rows, cols].
+        n, m, vector, inner, group: of the pattern.
+        rows, cols: of a dense matrix.
+
+    Returns:
+        [S, rows], or [S, cols] if ``in_out``; rows after the last run are zero.
+    """
+    pattern = (n, m, vector, inner, group, rows, cols)
+    if x_SI.device.type != "cpu":
+        weight = unpack(values, metadata, selection, *pattern)
+        return torch._grouped_mm(x_SI, weight if in_out else weight.transpose(-2, -1), offs=offsets_E)
+    out_SO = x_SI.new_zeros(x_SI.shape[0], cols if in_out else rows)
+    start = 0
+    for expert, end in enumerate(offsets_E.tolist()):
+        if end > start:
+            matrix = unpack(values[expert], _of(metadata, expert), _of(selection, expert), *pattern)
+            torch.mm(x_SI[start:end], matrix if in_out else matrix.t(), out=out_SO[start:end])
+        start = max(start, end)
+    return out_SO
+
+
+def _of(stack: Tensor | None, expert: int) -> Tensor | None:
+    return None if stack is None else stack[expert]
+
+
+def _packed(
+    values: Tensor, metadata: Tensor | None, selection: Tensor | None, n: int, m: int, vector: int, inner: str,
+    group: int, rows: int, cols: int,
+) -> PackedWeight:  # fmt: skip
+    return PackedWeight(values, metadata, selection, (rows, cols), SparsityConfig(n, m, vector, inner, group))
+
+
+def _unpack_fake(
+    values: Tensor, metadata: Tensor | None, selection: Tensor | None, n: int, m: int, vector: int, inner: str,
+    group: int, rows: int, cols: int,
+) -> Tensor:  # fmt: skip
+    return values.new_empty(*values.shape[:-2], rows, cols)
+
+
+def _grouped_fake(
+    x_SI: Tensor, offsets_E: Tensor, in_out: bool, values: Tensor, metadata: Tensor | None, selection: Tensor | None,
+    n: int, m: int, vector: int, inner: str, group: int, rows: int, cols: int,
+) -> Tensor:  # fmt: skip
+    return x_SI.new_empty(x_SI.shape[0], cols if in_out else rows)
+
+
+_STORED = "Tensor values, Tensor? metadata, Tensor? selection, "
+_PATTERN = _STORED + "int n, int m, int vector, str inner, int group, int rows, int cols"
+define_opaque(f"unpack({_PATTERN}) -> Tensor", unpack, _unpack_fake)
+define_opaque(
+    f"packed_grouped_mm(Tensor x, Tensor offsets, bool in_out, {_PATTERN}) -> Tensor", packed_grouped_mm, _grouped_fake
+)

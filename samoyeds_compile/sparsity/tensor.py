@@ -1,0 +1,304 @@
+"""`PackedTensor`: a weight that behaves like the dense one and is stored packed.
+
+A wrapper subclass: autograd, Dynamo and AOTAutograd see a tensor of the dense shape; ``__torch_dispatch__`` runs the
+few ops that weights of experts meet. What it does not know it refuses, as unpacking unasked would take memory back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import return_and_correct_aliasing
+
+from samoyeds_compile.errors import SparsityError
+from samoyeds_compile.sparsity.config import SparsityConfig
+from samoyeds_compile.sparsity.pack import PackedWeight, pack
+from samoyeds_compile.sparsity.solver import require_matrix
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the canonical storage lies behind the tensor that is seen.
+
+    Attributes:
+        config: the pattern.
+        rows, cols: of a dense matrix, output and input features.
+        flipped: the tensor is [..., cols, rows].
+        interleaved: gate and up rows alternate in the tensor; packed are all gate rows, then all up rows.
+    """
+
+    config: SparsityConfig
+    rows: int
+    cols: int
+    flipped: bool = False
+    interleaved: bool = False
+
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        """The pattern as arguments of ``samoyeds::unpack``."""
+        c = self.config
+        return c.n, c.m, c.vector, c.inner, c.group, self.rows, self.cols
+
+
+class PackedTensor(Tensor):
+    """A sparse weight [rows, cols] or [E, rows, cols], stored as `PackedWeight` says; ``kept`` are its values.
+
+    Frozen: it has no gradient of its own, but gradients flow through its products to what it is multiplied with.
+    """
+
+    kept: Tensor
+    metadata: Tensor | None
+    selection: Tensor | None
+    form: Form
+
+    @staticmethod
+    def __new__(cls, kept: Tensor, metadata: Tensor | None, selection: Tensor | None, form: Form) -> PackedTensor:
+        """Wrap canonical storage."""
+        matrix = (form.cols, form.rows) if form.flipped else (form.rows, form.cols)
+        strides = (1, form.cols) if form.flipped else (form.cols, 1)
+        lead = tuple(kept.shape[:-2])
+        outer = (form.rows * form.cols,) * len(lead)
+        return torch.Tensor._make_wrapper_subclass(
+            cls, (*lead, *matrix), strides=(*outer, *strides), dtype=kept.dtype, device=kept.device,
+            requires_grad=False,
+        )  # fmt: skip
+
+    def __init__(self, kept: Tensor, metadata: Tensor | None, selection: Tensor | None, form: Form) -> None:
+        self.kept, self.metadata, self.selection, self.form = kept, metadata, selection, form
+
+    @classmethod
+    def from_dense(
+        cls, weight: Tensor, config: SparsityConfig, *, transposed: bool = False, interleaved: bool = False,
+        name: str = "weight",
+    ) -> PackedTensor:  # fmt: skip
+        """Pack a weight that has the pattern.
+
+        Args:
+            weight: [rows, cols] or [E, rows, cols]; [.., cols, rows] if ``transposed``.
+            config: the pattern.
+            transposed: stored [in, out].
+            interleaved: rows alternate between gate and up, [gate0, up0, gate1, ...]; they are packed apart, so that no
+                choice of sub-rows is between a gate row and an up row.
+            name: what to call it in an error.
+
+        Raises:
+            SparsityError: the weight does not have the pattern, or is no matrix or stack.
+        """
+        require_matrix(weight, name)
+        if weight.dim() > 3:
+            raise SparsityError(f"{name}: has {weight.dim()} dimensions; pass a matrix or a stack of them")
+        matrix = weight.detach().mT if transposed else weight.detach()
+        if interleaved and matrix.shape[-2] % 2:
+            raise SparsityError(f"{name}: has {matrix.shape[-2]} rows, which cannot alternate between gate and up")
+        packed = pack(separated(matrix) if interleaved else matrix, config, name)
+        form = Form(config, *packed.shape, flipped=transposed, interleaved=interleaved)
+        return cls(packed.values, packed.metadata, packed.selection, form)
+
+    @property
+    def packed(self) -> PackedWeight:
+        """The canonical storage."""
+        return PackedWeight(
+            self.kept, self.metadata, self.selection, (self.form.rows, self.form.cols), self.form.config
+        )
+
+    @property
+    def packed_nbytes(self) -> int:
+        """Bytes in memory; ``nbytes`` is what the dense tensor would take."""
+        return self.packed.nbytes
+
+    def to_dense(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The dense weight, as it was given to `from_dense`."""
+        return _dense(self)
+
+    def __tensor_flatten__(self) -> tuple[list[str], Form]:
+        """Names of the inner tensors, and what is constant."""
+        names = ["kept", "metadata", "selection"]
+        return [n for n in names if getattr(self, n) is not None], self.form
+
+    def _stable_hash_for_caching(self) -> str:
+        """What AOTAutograd's cache needs to know beside the inner tensors."""
+        return repr(self.form)
+
+    @staticmethod
+    def __tensor_unflatten__(inner: dict[str, Tensor], form: Form, size: Any, stride: Any) -> PackedTensor:
+        """Inverse of ``__tensor_flatten__``."""
+        return PackedTensor(inner["kept"], inner.get("metadata"), inner.get("selection"), form)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        """Shape, pattern, dtype, device; no values."""
+        return f"PackedTensor({list(self.shape)}, {self.form.config}, dtype={self.dtype}, device={self.device})"
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run an op on packed weights.
+
+        Raises:
+            SparsityError: the op is not one that packed weights know.
+        """
+        kwargs = kwargs or {}
+        if func in _KEEP:
+            return return_and_correct_aliasing(func, args, kwargs, _KEEP[func](*args, **kwargs))
+        name = func._schema.name
+        if name in _GROUPED:
+            found = _GROUPED[name](*args, **kwargs)
+            if found is not None:
+                return found
+        if func in _PRODUCTS or name in _GROUPED or name.startswith("samoyeds::"):
+            return func(*_unpacked(args), **_unpacked(kwargs))
+        raise SparsityError(
+            f"PackedTensor: {name} is not known for packed weights; use .to_dense(), or densify_(model)"
+        )
+
+    def with_inner(self, function: Callable[[Tensor], Tensor], form: Form | None = None) -> PackedTensor:
+        """A tensor whose inner tensors are a function of this one's."""
+        metadata, selection = (None if t is None else function(t) for t in (self.metadata, self.selection))
+        return PackedTensor(function(self.kept), metadata, selection, form or self.form)
+
+
+def separated(matrix: Tensor) -> Tensor:
+    """Rows [gate0, up0, gate1, ...] as all gate rows, then all up rows."""
+    return torch.cat([matrix[..., ::2, :], matrix[..., 1::2, :]], dim=-2)
+
+
+def alternating(matrix: Tensor) -> Tensor:
+    """Inverse of `separated`."""
+    return torch.stack(matrix.chunk(2, dim=-2), dim=-2).flatten(-3, -2)
+
+
+def _dense(weight: PackedTensor) -> Tensor:
+    form = weight.form
+    dense: Tensor = torch.ops.samoyeds.unpack(weight.kept, weight.metadata, weight.selection, *form.numbers)
+    dense = alternating(dense) if form.interleaved else dense
+    return dense.transpose(-2, -1) if form.flipped else dense
+
+
+def _unpacked(argument: Any) -> Any:
+    """Arguments with every packed weight replaced by the dense one."""
+    if isinstance(argument, PackedTensor):
+        return _dense(argument)
+    if isinstance(argument, dict):
+        return {key: _unpacked(value) for key, value in argument.items()}
+    if isinstance(argument, (tuple, list)):
+        return type(argument)(map(_unpacked, argument))
+    return argument
+
+
+# ---------------------------------------------------------------------------------------------- ops that keep it packed
+
+
+def _same(weight: PackedTensor, *args: Any, **kwargs: Any) -> PackedTensor:
+    return weight.with_inner(torch.Tensor.detach)
+
+
+def _clone(weight: PackedTensor, **kwargs: Any) -> PackedTensor:
+    return weight.with_inner(torch.clone)
+
+
+def _to_copy(weight: PackedTensor, *, dtype: torch.dtype | None = None, **kwargs: Any) -> PackedTensor:
+    """``.to``: the dtype is that of the values, the device that of everything."""
+    device, non_blocking = kwargs.get("device"), kwargs.get("non_blocking", False)
+    if dtype is not None and not dtype.is_floating_point:
+        raise SparsityError(f"PackedTensor: cannot be {dtype}; pass a floating dtype, or use .to_dense()")
+    moved = weight.with_inner(lambda t: t.to(device=device, non_blocking=non_blocking, copy=True))
+    return PackedTensor(moved.kept.to(dtype or moved.kept.dtype), moved.metadata, moved.selection, moved.form)
+
+
+def _transpose(weight: PackedTensor, first: int = -2, second: int = -1) -> PackedTensor:
+    rank = weight.dim()
+    if {first % rank, second % rank} != {rank - 2, rank - 1}:
+        raise SparsityError("PackedTensor: only the last two dimensions can be transposed; use .to_dense()")
+    return weight.with_inner(torch.Tensor.detach, replace(weight.form, flipped=not weight.form.flipped))
+
+
+def _select(weight: PackedTensor, dim: int, index: Any) -> PackedTensor:
+    _require_stack(weight, dim)
+    return weight.with_inner(lambda t: t.select(0, index))
+
+
+def _index(weight: PackedTensor, indices: Sequence[Tensor | None]) -> PackedTensor:
+    """``weight[ids]``: a stack of the matrices named."""
+    if len(indices) != 1 or indices[0] is None or indices[0].dim() != 1:
+        raise SparsityError("PackedTensor: is indexed by one vector of expert ids only; use .to_dense()")
+    _require_stack(weight, 0)
+    ids = indices[0]
+    return weight.with_inner(lambda t: t[ids])
+
+
+def _require_stack(weight: PackedTensor, dim: int) -> None:
+    if weight.dim() != 3 or dim % 3 != 0:
+        raise SparsityError("PackedTensor: only experts of a stack can be selected; use .to_dense()")
+
+
+def _copy(weight: PackedTensor, source: Tensor, non_blocking: bool = False) -> PackedTensor:
+    """``load_state_dict``: from packed weights of the same form, or dense ones that have the pattern."""
+    if not isinstance(source, PackedTensor):
+        form = weight.form
+        source = PackedTensor.from_dense(source, form.config, transposed=form.flipped, interleaved=form.interleaved)
+    if source.form != weight.form:
+        raise SparsityError(f"PackedTensor: {source.form} cannot be copied into {weight.form}; load the same config")
+    for mine, theirs in zip(_inner(weight), _inner(source), strict=True):
+        mine.copy_(theirs, non_blocking=non_blocking)
+    return weight
+
+
+def _inner(weight: PackedTensor) -> list[Tensor]:
+    return [t for t in (weight.kept, weight.metadata, weight.selection) if t is not None]
+
+
+_KEEP: dict[Any, Callable[..., Any]] = {
+    aten.detach.default: _same,
+    aten.alias.default: _same,
+    aten.clone.default: _clone,
+    aten._to_copy.default: _to_copy,
+    aten.t.default: _transpose,
+    aten.transpose.int: _transpose,
+    aten.select.int: _select,
+    aten.index.Tensor: _index,
+    aten.copy_.default: _copy,
+}
+_PRODUCTS = frozenset(
+    (aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.linear.default, aten.mv.default)
+)
+
+
+# ------------------------------------------------------------------------------------------------ grouped products
+
+
+def _grouped_mm(x: Tensor, weight: Any, offs: Tensor | None = None, bias: Any = None, out_dtype: Any = None) -> Any:
+    """``torch._grouped_mm`` of rows with a packed stack [E, in, out]; None where only the dense weight will do."""
+    plain = isinstance(weight, PackedTensor) and not isinstance(x, PackedTensor) and bias is None and out_dtype is None
+    return _packed_product(x, weight, offs, True) if plain and offs is not None else None
+
+
+def _expert_linear(x: Tensor, weights: Sequence[Any], offsets: Tensor, in_out: bool) -> Any:
+    single = len(weights) == 1 and isinstance(weights[0], PackedTensor) and weights[0].dim() == 3
+    return _packed_product(x, weights[0], offsets, in_out) if single else None
+
+
+def _packed_product(x: Tensor, weight: PackedTensor, offsets: Tensor, in_out: bool) -> Tensor | None:
+    form = weight.form
+    if form.interleaved or x.dim() != 2:
+        return None
+    values = weight.kept if weight.dtype == x.dtype else weight.kept.to(x.dtype)
+    by_rows = in_out != form.flipped  # the sum runs over the rows of the canonical matrix
+    product: Tensor = torch.ops.samoyeds.packed_grouped_mm(
+        x, offsets, by_rows, values, weight.metadata, weight.selection, *form.numbers
+    )
+    return product
+
+
+_GROUPED: dict[str, Callable[..., Any]] = {
+    "aten::_grouped_mm": _grouped_mm,
+    "transformers::grouped_mm_fallback": _grouped_mm,
+    "samoyeds::expert_linear": _expert_linear,
+}

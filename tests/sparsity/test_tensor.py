@@ -1,0 +1,214 @@
+"""`PackedTensor`: the ops that weights meet, in eager mode and compiled, and what becomes of it in a module."""
+
+import copy
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from samoyeds_compile.errors import SparsityError
+from samoyeds_compile.sparsity import PackedTensor, SparsityConfig, best_mask
+
+CONFIGS = [
+    SparsityConfig(1, 1, 32),
+    SparsityConfig(1, 2, 32),
+    SparsityConfig(2, 4, 16, group=2),
+    SparsityConfig(1, 2, 16, "none"),
+]
+E, ROWS, COLS = 3, 24, 40
+OPS = torch.ops.samoyeds
+
+
+def pruned(shape: tuple[int, ...], config: SparsityConfig, transposed: bool = False) -> Tensor:
+    weight = torch.randn(shape)
+    matrix = weight.mT if transposed else weight
+    kept = matrix * best_mask(matrix.abs(), config)
+    return (kept.mT if transposed else kept).contiguous()
+
+
+def packed(
+    shape: tuple[int, ...], config: SparsityConfig = CONFIGS[1], transposed: bool = False
+) -> tuple[PackedTensor, Tensor]:
+    dense = pruned(shape, config, transposed)
+    return PackedTensor.from_dense(dense, config, transposed=transposed), dense
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("shape", [(ROWS, COLS), (E, ROWS, COLS), (E, 7, 19)], ids=str)
+def test_looks_like_the_dense_one(shape: tuple[int, ...], transposed: bool, config: SparsityConfig) -> None:
+    weight, dense = packed(shape, config, transposed)
+    assert weight.shape == dense.shape and weight.dtype == dense.dtype
+    assert torch.equal(weight.to_dense(), dense)
+    assert torch.equal(weight.transpose(-2, -1).to_dense(), dense.transpose(-2, -1))
+    assert "PackedTensor" in repr(weight) and str(config) in repr(weight)
+
+
+def test_interleaved_rows() -> None:
+    """Gate and up rows are packed apart, and come back alternating."""
+    config = SparsityConfig(1, 2, 16)
+    gate, up = pruned((E, 8, 32), config), pruned((E, 8, 32), config)
+    dense = torch.stack([gate, up], dim=-2).flatten(1, 2)
+    with pytest.raises(SparsityError, match="one too many"):
+        PackedTensor.from_dense(dense, config)  # pairs of a gate and an up row do not have the pattern
+    for weight, expected in (
+        (PackedTensor.from_dense(dense, config, interleaved=True), dense),
+        (PackedTensor.from_dense(dense.mT.contiguous(), config, interleaved=True, transposed=True), dense.mT),
+    ):
+        assert torch.equal(weight.to_dense(), expected)
+        x, offsets = torch.randn(5, expected.shape[-1]), torch.tensor([2, 2, 5], dtype=torch.int32)
+        torch.testing.assert_close(
+            OPS.expert_linear(x, [weight], offsets, False), OPS.expert_linear(x, [expected], offsets, False)
+        )
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_matrix_products(transposed: bool) -> None:
+    weight, dense = packed((ROWS, COLS), transposed=transposed)
+    out, width = dense.shape
+    x, y, bias = torch.randn(5, width), torch.randn(2, 3, width), torch.randn(out)
+    for function in (
+        lambda w: F.linear(x, w), lambda w: F.linear(y, w, bias), lambda w: x @ w.t(), lambda w: w @ x.t(),
+        lambda w: torch.addmm(bias, x, w.t()), lambda w: F.linear(x[0], w),
+    ):  # fmt: skip
+        torch.testing.assert_close(function(weight), function(dense))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_stack_products(transposed: bool) -> None:
+    weight, dense = packed((E, ROWS, COLS), transposed=transposed)
+    x, ids = torch.randn(E, 4, COLS), torch.tensor([2, 0, 2])
+    for function in (
+        lambda w: torch.bmm(x, w.transpose(1, 2)), lambda w: torch.baddbmm(torch.ones(1), x, w.mT),
+        lambda w: F.linear(x[0], w[1]), lambda w: torch.bmm(w[ids], x.mT), lambda w: x[0] @ w.select(0, 1).t(),
+    ):  # fmt: skip
+        torch.testing.assert_close(function(weight), function(dense))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("in_out", [False, True])
+def test_grouped_products(in_out: bool, dtype: torch.dtype) -> None:
+    """Of rows in runs, an expert without rows among them; and the gradient of the rows."""
+    weight, dense = packed((E, 32, 48), transposed=in_out)
+    weight, dense = weight.to(dtype), dense.to(dtype)
+    width = dense.shape[1] if in_out else dense.shape[2]
+    offsets = torch.tensor([3, 3, 8], dtype=torch.int32)
+    rows, tolerance = (
+        torch.randn(8, width, dtype=dtype),
+        {"rtol": 2e-2, "atol": 5e-2} if dtype == torch.bfloat16 else {},
+    )
+    stack = (lambda w: w) if in_out else (lambda w: w.transpose(1, 2))
+    products = [
+        lambda x, w: OPS.expert_linear(x, [w], offsets, in_out),
+        lambda x, w: torch._grouped_mm(x, stack(w), offs=offsets),
+    ]
+    for product in products:
+        gradients = []
+        for candidate in (weight, dense):
+            x = rows.clone().requires_grad_()
+            out = product(x, candidate)
+            gradients.append((out.detach(), *torch.autograd.grad(out.float().square().sum(), x)))
+        for mine, theirs in zip(*gradients, strict=True):
+            torch.testing.assert_close(mine, theirs, **tolerance)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_opcheck(config: SparsityConfig) -> None:
+    weight, _ = packed((E, ROWS, COLS), config)
+    inner = (weight.kept, weight.metadata, weight.selection, *weight.form.numbers)
+    torch.library.opcheck(OPS.unpack.default, inner)
+    offsets = torch.tensor([3, 3, 8], dtype=torch.int32)
+    torch.library.opcheck(OPS.packed_grouped_mm.default, (torch.randn(8, COLS), offsets, False, *inner))
+
+
+class Layer(nn.Module):
+    """A linear with a packed weight."""
+
+    def __init__(self, config: SparsityConfig = CONFIGS[1]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(packed((ROWS, COLS), config)[0], requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(F.linear(x, self.weight))
+
+
+@pytest.mark.parametrize("base", ["aot_eager", "inductor"])
+def test_compiled_in_one_graph(base: str) -> None:
+    layer = Layer()
+    x = torch.randn(4, COLS, requires_grad=True)
+    expected = layer(x)
+    compiled = torch.compile(layer, backend=base, fullgraph=True)(x)
+    torch.testing.assert_close(compiled, expected)
+    for mine, theirs in zip(
+        torch.autograd.grad(compiled.sum(), x), torch.autograd.grad(expected.sum(), x), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_moves_and_copies() -> None:
+    layer = Layer()
+    for other in (copy.deepcopy(layer), copy.deepcopy(layer).to("cpu"), copy.deepcopy(layer).double().float()):
+        assert isinstance(other.weight, PackedTensor) and isinstance(other.weight, nn.Parameter)
+        assert torch.equal(other.weight.to_dense(), layer.weight.to_dense())
+        assert other.weight.kept.data_ptr() != layer.weight.kept.data_ptr() or other is layer
+    half = copy.deepcopy(layer).bfloat16()
+    assert half.weight.dtype == half.weight.kept.dtype == torch.bfloat16
+    assert half.weight.metadata.dtype == torch.int16
+    with pytest.raises(SparsityError, match=r"cannot be torch\.int32"):
+        layer.weight.to(torch.int32)
+
+
+def test_state_dict_and_pickles() -> None:
+    layer, other, third = Layer(), Layer(), Layer()
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other.weight.to_dense(), layer.weight.to_dense())
+    third.load_state_dict({"weight": layer.weight.to_dense()})  # a dense checkpoint that has the pattern
+    assert torch.equal(third.weight.to_dense(), layer.weight.to_dense())
+    with pytest.raises(SparsityError, match="one too many"):
+        third.weight.data.copy_(torch.randn(ROWS, COLS))
+    with pytest.raises(SparsityError, match="cannot be copied"):
+        Layer(CONFIGS[0]).weight.data.copy_(layer.weight.data)
+    for saved in (layer, layer.state_dict()):
+        file = io.BytesIO()
+        torch.save(saved, file)
+        file.seek(0)
+        loaded = torch.load(file, weights_only=False)
+        weight = loaded.weight if saved is layer else loaded["weight"]
+        assert isinstance(weight, PackedTensor) and torch.equal(weight.to_dense(), layer.weight.to_dense())
+
+
+def test_memory() -> None:
+    for config, share in ((SparsityConfig(1, 2, 32), 0.30), (SparsityConfig(1, 1, 32), 0.57)):
+        dense = pruned((E, 64, 128), config).bfloat16()
+        assert PackedTensor.from_dense(dense, config).packed_nbytes <= share * dense.nbytes
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda w: w + 1,
+        lambda w: w.sum(),
+        lambda w: w[:, 0],
+        lambda w: w.transpose(0, 1),
+        lambda w: w.view(-1),
+        lambda w: w.mul_(2),
+    ],
+    ids=["add", "sum", "a column", "other axes", "view", "in place"],
+)
+def test_other_ops_are_refused(use) -> None:
+    weight, _ = packed((E, ROWS, COLS))
+    with pytest.raises(SparsityError, match=r"PackedTensor: .*(to_dense|densify_)"):
+        use(weight)
+
+
+def test_what_cannot_be_packed() -> None:
+    for weight, why in (
+        (torch.randn(4), "a floating matrix"), (torch.ones(4, 16).int(), "a floating matrix"),
+        (torch.zeros(1, 2, 3, 4), "4 dimensions"), (torch.randn(4, 32), "one too many"),
+    ):  # fmt: skip
+        with pytest.raises(SparsityError, match=f"layers.0: .*{why}"):
+            PackedTensor.from_dense(weight, CONFIGS[1], name="layers.0")
+    with pytest.raises(SparsityError, match="cannot alternate"):
+        PackedTensor.from_dense(torch.zeros(3, 16), CONFIGS[1], interleaved=True)
