@@ -155,8 +155,8 @@ def _blocks_of(name: str, module: nn.Module) -> Iterator[Block]:
         projections = tuple(_stacked(name, module))
         yield Block(name, module, name, projections, frozenset(), stacked=True)
     elif isinstance(module, (nn.ModuleList, nn.ModuleDict)) and _are_experts(name, module):
-        for key, expert in module.named_children():
-            path = f"{name}.{key}"
+        for key, expert in _with_linears(module):
+            path = _path(name, key)
             yield Block(path, expert, name, tuple(_listed(path, expert)), frozenset(), stacked=False)
 
 
@@ -174,11 +174,15 @@ def _stacked(name: str, module: nn.Module) -> Iterator[Projection]:
 def _are_experts(name: str, modules: nn.Module) -> bool:
     """Whether a list holds experts: it is called so, and its members are alike and have linear layers."""
     words = f"{name.rsplit('.', 1)[-1]} {type(modules).__name__}".lower()
-    experts = list(modules.children())
+    experts = [expert for _, expert in _with_linears(modules)]
     if "expert" not in words or "shared" in name.lower() or len(experts) < 2:
         return False
-    kinds = {(type(e), tuple((n, p.shape) for n, p in e.named_parameters())) for e in experts}
-    return len(kinds) == 1 and any(isinstance(m, nn.Linear) for m in experts[0].modules())
+    return len({(type(e), tuple((n, p.shape) for n, p in e.named_parameters())) for e in experts}) == 1
+
+
+def _with_linears(modules: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Members with linear layers; NLLB has a dropout among its experts."""
+    return [(key, e) for key, e in modules.named_children() if any(isinstance(m, nn.Linear) for m in e.modules())]
 
 
 def _listed(path: str, expert: nn.Module) -> Iterator[Projection]:
@@ -191,16 +195,21 @@ def _listed(path: str, expert: nn.Module) -> Iterator[Projection]:
 
 
 def _roles(linears: list[tuple[str, nn.Linear]]) -> dict[str, str]:
-    """Roles of the linear layers of one expert: one ``down`` takes what all others, the ``up``, give."""
+    """Roles of the linear layers of one expert: one ``down`` takes what all others, the ``up``, give.
+
+    Where names say nothing, ``down`` is the last one whose shape allows it. A wrong guess does no harm: only a change
+    of the order of features needs roles, and that is tried first.
+    """
     named = [(name, m) for name, m in linears if name.rsplit(".", 1)[-1] in DOWN]
-    last = named or [
-        (name, m) for name, m in linears if all(m.in_features == o.out_features for _, o in linears if o is not m)
-    ]
-    if len(last) != 1 or len(linears) not in (2, 3):
+    fitting = [(name, m) for name, m in named or linears if _takes_what_others_give(m, [o for _, o in linears])]
+    if not fitting or len(linears) not in (2, 3):
         return {name: "other" for name, _ in linears}
-    name, down = last[0]
-    fits = all(o.out_features == down.in_features for _, o in linears if o is not down)
-    return {other: ("down" if other == name else "up") if fits else "other" for other, _ in linears}
+    return {name: "down" if name == fitting[-1][0] else "up" for name, _ in linears}
+
+
+def _takes_what_others_give(linear: nn.Linear, linears: list[nn.Linear]) -> bool:
+    others = [other for other in linears if other is not linear]
+    return all(o.out_features == linear.in_features and o.in_features == linear.out_features for o in others)
 
 
 def _path(prefix: str, name: str) -> str:

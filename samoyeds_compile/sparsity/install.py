@@ -52,11 +52,15 @@ def densify_(model: nn.Module) -> int:
     Returns:
         How many parameters were packed.
     """
+    places = [
+        (module, name, parameter)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+        if isinstance(parameter, PackedTensor)
+    ]
     dense: dict[int, nn.Parameter] = {}
-    for module in list(model.modules()):
-        for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
-            if isinstance(parameter, PackedTensor):
-                if id(parameter) not in dense:
-                    dense[id(parameter)] = nn.Parameter(parameter.to_dense().contiguous())
-                setattr(module, name, dense[id(parameter)])
+    for module, name, parameter in places:
+        if id(parameter) not in dense:
+            dense[id(parameter)] = nn.Parameter(parameter.to_dense().contiguous())
+        setattr(module, name, dense[id(parameter)])
     return len(dense)

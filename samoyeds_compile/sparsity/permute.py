@@ -120,25 +120,25 @@ def _swapped(order: Tensor, worth: Tensor, down: Tensor, config: SparsityConfig,
     units = len(order) // unit
     kept = _units(worth[order], down[:, order], config, unit)
     for sweep in range(sweeps):
-        one, other = _pairs(units, inside=sweep % 2 == 1 or units == 1, generator=generator)
+        one, other = (side.to(order.device) for side in _pairs(units, sweep % 2 == 1 or units == 1, generator))
         first, second = (
-            (part * unit + torch.randint(unit, (len(part),), generator=generator)).to(order.device)
-            for part in (one, other)
+            side * unit + torch.randint(unit, (len(side),), generator=generator).to(order.device)
+            for side in (one, other)
         )
         trial = order.clone()
         trial[first], trial[second] = order[second], order[first]
         found = _units(worth[trial], down[:, trial], config, unit)
-        gain = (found - kept)[one] + torch.where(one == other, 0.0, 1.0).to(kept.device) * (found - kept)[other]
+        gain = (found - kept)[one] + (found - kept)[other]
         good = gain > 0
         order = order.clone()
         order[first[good]], order[second[good]] = trial[first[good]], trial[second[good]]
-        changed = torch.cat([one.to(good.device)[good], other.to(good.device)[good]])
+        changed = torch.cat([one[good], other[good]])
         kept[changed] = found[changed]
     return order
 
 
 def _pairs(units: int, inside: bool, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Units to swap between, no unit in two pairs."""
+    """Units to swap between, no unit in two pairs; or each with itself."""
     if inside:
         return torch.arange(units), torch.arange(units)
     shuffled = torch.randperm(units, generator=generator)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from samoyeds_compile.sparsity.config import SparsityConfig
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,8 @@ class SparsityReport:
 
     def table(self) -> Table:
         """A row for each parameter, and one for all."""
+        from rich.table import Table  # here, as importing the package must stay light
+
         table = Table(title=f"{self.config} by {self.method}", title_justify="left")
         for column in ("parameter", "shape", "kept energy", "output error", "MiB before", "MiB after", "unreached"):
             table.add_column(column, justify="left" if column in ("parameter", "shape") else "right")
@@ -107,6 +109,8 @@ class SparsityReport:
 
     def __str__(self) -> str:
         """The table and the notes as text."""
+        from rich.console import Console  # here, as importing the package must stay light
+
         console = Console(width=140)
         with console.capture() as capture:
             console.print(self.table(), *self.notes, sep="\n")

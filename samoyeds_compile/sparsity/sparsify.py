@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from samoyeds_compile.errors import SparsityError
@@ -20,6 +18,9 @@ from samoyeds_compile.sparsity.install import Replacement, install, packed
 from samoyeds_compile.sparsity.permute import best_order, reordered_biases, require_permutable, rows
 from samoyeds_compile.sparsity.prune import Method, method_of, prune, squared_score
 from samoyeds_compile.sparsity.report import ParameterReport, SparsityReport
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 def sparsify_(
@@ -76,9 +77,16 @@ def sparsify_(
             require_permutable(block)
     inputs = None if calibration is None else list(calibration)
     layers = [list(of_layer) for _, of_layer in groupby(blocks, key=lambda block: block.layer)]
-    with Progress(console=Console(stderr=True), disable=not progress) as bar:
+    with _progress(progress) as bar:
         job = _Job(model, config, how, refine, inputs, permuted, bar)
         return SparsityReport(method, config, tuple(job.run(layers)), tuple(_notes(blocks, how, permute, permuted)))
+
+
+def _progress(shown: bool) -> Progress:
+    from rich.console import Console  # here, as importing the package must stay light
+    from rich.progress import Progress
+
+    return Progress(console=Console(stderr=True), disable=not shown)
 
 
 def _notes(blocks: list[Block], method: Method, permute: bool, permuted: set[str]) -> Iterator[str]:
