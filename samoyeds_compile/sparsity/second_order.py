@@ -1,9 +1,10 @@
 """Pruning with an update of what is kept: SparseGPT (arXiv 2301.00774) with a two-level pattern.
 
 Columns are visited from left to right. A value that is pruned leaves an error in the output; the columns to its right
-are changed to make up for it, as the inverse of the second moments of the input says. The sub-rows of a vector of
-columns are chosen when the sweep reaches the vector, the two of each four when it reaches the four, on values that hold
-all updates so far.
+are changed to make up for it, as the inverse of the second moments of the input says. The two of each four are chosen
+when the sweep reaches the four, on values that hold all updates so far. Of each vector of columns both ends are known
+then for each sub-row: the error that is left if it is kept, and if all of it is pruned; so the sub-rows are kept for
+which the difference is largest.
 """
 
 from __future__ import annotations
@@ -40,32 +41,43 @@ def second_order(
         SparsityError: no damping makes the second moments positive definite.
     """
     factor = inverse_factor(hessian, damping)
-    kept = weight.float().clone()
-    mask = torch.zeros_like(kept, dtype=torch.bool)
-    cols = kept.shape[1]
+    values = weight.float().clone()
+    mask = torch.zeros_like(values, dtype=torch.bool)
+    cols = values.shape[1]
     for start in range(0, cols, config.vector):
-        stop = min(start + config.vector, cols)
-        errors = _sweep(kept[:, start:stop], mask[:, start:stop], factor[start:stop, start:stop], config)
-        kept[:, stop:] -= errors @ factor[start:stop, stop:]
-    return kept, mask
+        here = slice(start, min(start + config.vector, cols))
+        values[:, here], mask[:, here], errors = _vector(values[:, here], factor[here, here], config)
+        values[:, here.stop :] -= errors @ factor[here, here.stop :]
+    return values, mask
 
 
-def _sweep(vector: Tensor, mask: Tensor, factor: Tensor, config: SparsityConfig) -> Tensor:
-    """Prune one vector of columns in place, and its mask; the errors to pass on, [rows, columns]."""
+def _vector(values: Tensor, factor: Tensor, config: SparsityConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Prune one vector of columns: its values, its mask, and the errors [rows, columns] to pass on."""
+    dropped = torch.linalg.solve_triangular(factor, values, upper=True, left=False)
+    kept, mask, errors = _two_of_four(values, factor) if config.inner == "2:4" else _all(values)
+    worth = (dropped.square().sum(dim=1) - errors.square().sum(dim=1)).clamp(min=0)
+    outer = SparsityConfig(config.n, config.m, config.vector, "none", config.group)
+    sub_rows = best_mask(worth.unsqueeze(1), outer)
+    return torch.where(sub_rows, kept, 0), mask & sub_rows, torch.where(sub_rows, errors, dropped)
+
+
+def _all(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return values, torch.ones_like(values, dtype=torch.bool), torch.zeros_like(values)
+
+
+def _two_of_four(values: Tensor, factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sweep over a vector of columns in which every sub-row is kept."""
+    values, mask, errors = values.clone(), torch.zeros_like(values, dtype=torch.bool), torch.zeros_like(values)
     diagonal = factor.diagonal()
-    sub_rows = best_mask((vector / diagonal).square(), config).any(dim=1, keepdim=True)
-    errors = torch.zeros_like(vector)
-    for column in range(vector.shape[1]):
+    for column in range(values.shape[1]):
         if column % 4 == 0:
-            four = slice(column, min(column + 4, vector.shape[1]))
-            mask[:, four] = sub_rows
-            if config.inner == "2:4":
-                mask[:, four] &= best_mask((vector[:, four] / diagonal[four]).square(), TWO_OF_FOUR)
-        pruned = vector[:, column] * mask[:, column]
-        errors[:, column] = (vector[:, column] - pruned) / diagonal[column]
-        vector[:, column] = pruned
-        vector[:, column + 1 :] -= errors[:, column : column + 1] * factor[column, column + 1 :]
-    return errors
+            four = slice(column, min(column + 4, values.shape[1]))
+            mask[:, four] = best_mask((values[:, four] / diagonal[four]).square(), TWO_OF_FOUR)
+        pruned = values[:, column] * mask[:, column]
+        errors[:, column] = (values[:, column] - pruned) / diagonal[column]
+        values[:, column] = pruned
+        values[:, column + 1 :] -= errors[:, column : column + 1] * factor[column, column + 1 :]
+    return values, mask, errors
 
 
 def inverse_factor(hessian: Tensor, damping: float = DAMPING) -> Tensor:

@@ -29,7 +29,9 @@ def _seed() -> None:
 def correlated(tokens: int, features: int) -> Tensor:
     """Inputs with a few strong directions, unlike sizes, and a mean."""
     mixed = torch.randn(tokens, features // 4) @ torch.randn(features // 4, features)
-    return (mixed + 0.3 * torch.randn(tokens, features) + 0.5 * torch.randn(features)) * (3 * torch.rand(features)).exp2()
+    return (mixed + 0.3 * torch.randn(tokens, features) + 0.5 * torch.randn(features)) * (
+        3 * torch.rand(features)
+    ).exp2()
 
 
 def output_error(weight: Tensor, pruned: Tensor, x: Tensor) -> float:

