@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-from samoyeds_compile.sparsity.config import SparsityConfig
-from samoyeds_compile.sparsity.experts import Projection
-from samoyeds_compile.sparsity.tensor import PackedTensor
+from samoyeds_compile.sparsity.pack import PackedWeight
+from samoyeds_compile.sparsity.projections import Projection
+from samoyeds_compile.sparsity.tensor import Form, PackedTensor
 
 
 @dataclass(frozen=True)
@@ -20,22 +21,34 @@ class Replacement:
     parameter: nn.Parameter
 
 
-def packed(projection: Projection, pruned: Tensor, config: SparsityConfig) -> tuple[Replacement, int]:
-    """What is to hold a pruned weight, and its bytes.
+def packed(projection: Projection, pieces: list[PackedWeight]) -> tuple[Replacement, int]:
+    """What is to hold pruned weights, and its bytes.
 
     Args:
-        projection: whose weight.
-        pruned: the weight, stored like the parameter.
-        config: the pattern that it has.
-
-    Raises:
-        SparsityError: it does not have the pattern.
+        projection: whose weights.
+        pieces: the packed matrix of each expert, gate rows before up rows; the list is emptied, to have only one copy
+            of most of what is packed at a time.
     """
-    weight = PackedTensor.from_dense(
-        pruned, config, transposed=projection.transposed, interleaved=projection.interleaved, name=projection.name
-    )
+    first = pieces[0]
+    form = Form(first.config, *first.shape, flipped=projection.transposed, interleaved=projection.interleaved)
+    values = [piece.values for piece in pieces]
+    metadata, selection = [piece.metadata for piece in pieces], [piece.selection for piece in pieces]
+    del first
+    pieces.clear()
+    kept = _joined(values, projection.stacked)
+    assert kept is not None
+    weight = PackedTensor(kept, _joined(metadata, projection.stacked), _joined(selection, projection.stacked), form)
     parameter = nn.Parameter(weight, requires_grad=False)
     return Replacement(projection.owner, projection.attribute, parameter), weight.packed_nbytes
+
+
+def _joined(parts: list[Tensor] | list[Tensor | None], stacked: bool) -> Tensor | None:
+    """One tensor of those of all experts, which are released; None if there are none."""
+    tensors = [part for part in parts if part is not None]
+    parts.clear()
+    if not tensors:
+        return None
+    return torch.stack(tensors) if stacked else tensors[0]
 
 
 def install(replacements: list[Replacement]) -> None:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from samoyeds_compile.errors import SparsityError
-from samoyeds_compile.sparsity.calibration import InputStats
 from samoyeds_compile.sparsity.config import SparsityConfig
 from samoyeds_compile.sparsity.refine import refine
 from samoyeds_compile.sparsity.scores import score
 from samoyeds_compile.sparsity.second_order import second_order
 from samoyeds_compile.sparsity.solver import best_mask
+from samoyeds_compile.sparsity.stats import InputStats
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def prune(
 ) -> Pruned:
     """Prune the matrix [rows, cols] of an expert; by magnitude where no token reached it."""
     reached = stats if stats is not None and stats.reached(expert) else None
-    squared = squared_score(weight, reached, expert, method)
+    squared = squared_score(weight, stats, expert, method)
     if method.updates and reached is not None and reached.hessian is not None:
         values, mask = second_order(weight, reached.hessian[expert], config)
     else:

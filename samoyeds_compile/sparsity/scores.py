@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from samoyeds_compile.sparsity.calibration import InputStats
+from samoyeds_compile.sparsity.stats import InputStats
 
 
 def magnitude(weight: Tensor) -> Tensor:

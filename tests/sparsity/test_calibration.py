@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from samoyeds_compile.errors import SparsityError
-from samoyeds_compile.sparsity.calibration import Wanted, collect
+from samoyeds_compile.sparsity.calibration import collect
 from samoyeds_compile.sparsity.experts import find_blocks
 from samoyeds_compile.sparsity.sample import Sample
+from samoyeds_compile.sparsity.stats import Wanted
 from tests.sparsity.experts_models import STACKED, ListedModel, build
 
 

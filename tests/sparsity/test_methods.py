@@ -6,7 +6,7 @@ from torch import Tensor
 
 from samoyeds_compile.errors import SparsityError
 from samoyeds_compile.sparsity import SparsityConfig, best_mask, validate
-from samoyeds_compile.sparsity.permute import best_order, kept_share, rows
+from samoyeds_compile.sparsity.order import best_order, kept_share, rows
 from samoyeds_compile.sparsity.prune import METHODS, method_of
 from samoyeds_compile.sparsity.refine import refine
 from samoyeds_compile.sparsity.scores import wanda

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from samoyeds_compile.errors import SparsityError
-from samoyeds_compile.sparsity import PackedTensor, SparsityConfig, best_mask, densify_, sparsify, sparsify_, validate
-from samoyeds_compile.sparsity.calibration import Wanted, collect
+from samoyeds_compile.sparsity import PackedTensor, SparsityConfig, best_mask, densify_, job, sparsify_, validate
+from samoyeds_compile.sparsity.calibration import collect
 from samoyeds_compile.sparsity.experts import find_blocks
+from samoyeds_compile.sparsity.stats import Wanted
 from tests.sparsity.experts_models import STACKED, ListedModel, Mixing, build, logits, state, unchanged
 
 CONFIG = SparsityConfig(1, 2, 32)
@@ -25,9 +26,12 @@ ARGUMENTS = [
 
 
 def matrices(projection):
+    """[E, rows, cols] of a projection, packed or not; written apart from how the package reads it."""
     stored = projection.parameter
     stored = stored.to_dense() if isinstance(stored, PackedTensor) else stored.detach()
-    return torch.stack([projection.matrix(stored, expert) for expert in range(projection.experts)])
+    stored = stored if projection.stacked else stored[None]
+    stored = stored.mT if projection.transposed else stored
+    return torch.cat([stored[:, ::2], stored[:, 1::2]], dim=1) if projection.interleaved else stored
 
 
 @pytest.mark.parametrize("arguments", ARGUMENTS, ids=lambda a: "-".join(map(str, a.values())) or "default")
@@ -99,7 +103,7 @@ def test_order_of_features_does_not_change_the_function(name: str, monkeypatch: 
         orders.append(torch.randperm(down.shape[1], generator=torch.Generator().manual_seed(len(orders))))
         return orders[-1]
 
-    monkeypatch.setattr(sparsify, "best_order", made_up)
+    monkeypatch.setattr(job, "best_order", made_up)
     if name == "list":
         torch.manual_seed(0)
         model, inputs = ListedModel().double(), {"x": torch.randn(40, 16).double()}
@@ -220,8 +224,8 @@ def test_what_fails_on_the_way(failing: int, monkeypatch: pytest.MonkeyPatch) ->
             raise MemoryError("no more")
         return real(*args)
 
-    real = sparsify.packed
-    monkeypatch.setattr(sparsify, "packed", packed)
+    real = job.packed
+    monkeypatch.setattr(job, "packed", packed)
     error = MemoryError if failing < 3 else SparsityError
     with pytest.raises(error, match="no more" if failing < 3 else r"2 weights up to .*layers\.0.* load the model"):
         sparsify_(model, CONFIG, calibration=[inputs], permute=True, progress=False)
