@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from samoyeds_compile.errors import SparsityError
+from samoyeds_compile.sparsity.by_rows import pack_by_rows
 from samoyeds_compile.sparsity.calibration import collect
 from samoyeds_compile.sparsity.config import SparsityConfig
 from samoyeds_compile.sparsity.install import Replacement, install, packed
 from samoyeds_compile.sparsity.order import best_order, rows
-from samoyeds_compile.sparsity.pack import pack
 from samoyeds_compile.sparsity.permute import reordered_biases
 from samoyeds_compile.sparsity.projections import Block, Projection
 from samoyeds_compile.sparsity.prune import Method, prune, squared_score
@@ -122,7 +122,7 @@ class Job:
         for expert in range(projection.experts):
             weight = _ordered(projection, projection.matrix(expert), orders[expert] if orders else None)
             pruned = prune(weight, stats, expert, self.config, self.method, self.refines)
-            pieces.append(pack(pruned.weight, self.config, projection.name))
+            pieces.append(pack_by_rows(pruned.weight, self.config, projection.name))
             energy += pruned.kept_energy / projection.experts
             if stats is not None:
                 found = stats.samples[expert].errors(weight, pruned.weight)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from samoyeds_compile.errors import SparsityError
+from samoyeds_compile.sparsity.by_rows import mask_by_rows
 from samoyeds_compile.sparsity.config import SparsityConfig
 from samoyeds_compile.sparsity.refine import refine
 from samoyeds_compile.sparsity.scores import score
 from samoyeds_compile.sparsity.second_order import second_order
-from samoyeds_compile.sparsity.solver import best_mask
 from samoyeds_compile.sparsity.stats import InputStats
 
 
@@ -74,11 +74,11 @@ def prune(
     if method.updates and reached is not None and reached.hessian is not None:
         values, mask = second_order(weight, reached.hessian[expert], config)
     else:
-        values, mask = weight, best_mask(squared, config)
+        values, mask = weight, mask_by_rows(squared, config)
         if refines and reached is not None:
             mask = refine(weight, mask, reached.mean(expert), reached.norm(expert).square(), config)
     total = float(squared.sum())
-    energy = float(squared[mask].sum()) / total if total else 1.0
+    energy = float((squared * mask).sum()) / total if total else 1.0
     return Pruned(torch.where(mask, values, 0).to(weight.dtype), mask, energy)
 
 
@@ -86,4 +86,4 @@ def squared_score(weight: Tensor, stats: InputStats | None, expert: int, method:
     """What each value is worth to a method, [rows, cols] float32, in an arbitrary scale that can't overflow."""
     found = score(weight, stats if method.calibrated else None, expert)
     largest = found.max().clamp(min=torch.finfo(torch.float32).tiny)
-    return (found / largest).square()
+    return found.div_(largest).square_()

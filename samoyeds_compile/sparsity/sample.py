@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+ROWS = 1024
+"""Rows whose outputs are computed at a time."""
+
 
 class Sample:
     """Up to ``room`` of the tokens seen, each with equal probability: those with the smallest random keys.
@@ -40,5 +43,8 @@ class Sample:
         if self.x is None or self.weights is None:
             return 0.0, 0.0
         x = self.x.float() * self.weights.float().unsqueeze(1)
-        dense, pruned = dense_RC.float(), pruned_RC.float()
-        return float((x @ (dense - pruned).mT).square().sum()), float((x @ dense.mT).square().sum())
+        error = size = 0.0
+        for dense, pruned in zip(dense_RC.split(ROWS), pruned_RC.split(ROWS), strict=True):
+            error += float((x @ (dense.float() - pruned.float()).mT).square().sum())
+            size += float((x @ dense.float().mT).square().sum())
+        return error, size

@@ -13,7 +13,7 @@ from samoyeds_compile.sparsity.stats import InputStats
 
 def magnitude(weight: Tensor) -> Tensor:
     """|W|, float32."""
-    return weight.float().abs()
+    return weight.detach().abs().float()
 
 
 def wanda(weight: Tensor, norm: Tensor) -> Tensor:

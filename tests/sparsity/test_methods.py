@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from samoyeds_compile.errors import SparsityError
-from samoyeds_compile.sparsity import SparsityConfig, best_mask, validate
+from samoyeds_compile.sparsity import SparsityConfig, best_mask, by_rows, pack, validate
 from samoyeds_compile.sparsity.order import best_order, kept_share, rows
 from samoyeds_compile.sparsity.prune import METHODS, method_of
 from samoyeds_compile.sparsity.refine import refine
@@ -142,6 +142,20 @@ def test_order_keeps_more(config: SparsityConfig, features: int, matrices: int) 
 def test_order_where_all_are_alike_stays() -> None:
     order = best_order([torch.ones(64, 16)], torch.ones(16, 32), SparsityConfig(1, 2, 16))
     assert order.tolist() == list(range(32))
+
+
+@pytest.mark.parametrize("config", [*CONFIGS, SparsityConfig(1, 2, 16, group=5)], ids=str)
+def test_a_few_rows_at_a_time(config: SparsityConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(by_rows, "VALUES", 8 * COLS)
+    scores = torch.rand(37, COLS)
+    mask = best_mask(scores, config)
+    assert len(list(by_rows.row_slices(37, COLS, config))) > 3
+    assert torch.equal(by_rows.mask_by_rows(scores, config), mask)
+    expected, found = pack(scores * mask, config), by_rows.pack_by_rows(scores * mask, config, "weight")
+    assert (found.shape, found.config) == (expected.shape, expected.config)
+    for name in ("values", "metadata", "selection"):
+        ours, theirs = getattr(found, name), getattr(expected, name)
+        assert (ours is None and theirs is None) or torch.equal(ours, theirs)
 
 
 def test_rows_of_runs() -> None:
