@@ -1,0 +1,45 @@
+"""How the storage of a parameter relates to rows of output features and columns of input features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from samoyeds_compile.errors import SparsityError
+
+
+@dataclass(frozen=True)
+class StorageLayout:
+    """Where the rows and columns of a pattern lie in a stored parameter.
+
+    Attributes:
+        transposed: the parameter is stored [..., cols, rows], input features first.
+        interleaved: the rows of gate and up alternate; the pattern is of all gate rows, then all up rows.
+    """
+
+    transposed: bool = False
+    interleaved: bool = False
+
+    def to_rows(self, stored: Tensor, name: str = "weight") -> Tensor:
+        """A stored [..., ., .] as [..., rows, cols]: a view, but for interleaved rows a copy.
+
+        Raises:
+            SparsityError: an odd number of rows cannot be interleaved.
+        """
+        matrix = stored.mT if self.transposed else stored
+        if not self.interleaved:
+            return matrix
+        if matrix.shape[-2] % 2:
+            raise SparsityError(
+                f"{name}: {matrix.shape[-2]} rows cannot be gate and up in turn; pass interleaved=False"
+            )
+        pairs: Tensor = matrix.unflatten(-2, (-1, 2))
+        return pairs.transpose(-3, -2).flatten(-3, -2)
+
+    def to_stored(self, rows: Tensor) -> Tensor:
+        """Inverse of `to_rows`."""
+        if self.interleaved:
+            halves: Tensor = rows.unflatten(-2, (2, -1))
+            rows = halves.transpose(-3, -2).flatten(-3, -2)
+        return rows.mT if self.transposed else rows
