@@ -17,7 +17,7 @@ from samoyeds_compile.sparsity.blocks import cut, padded
 from samoyeds_compile.sparsity.config import SparsityConfig
 from samoyeds_compile.sparsity.solver import PADDING, best_inner, best_mask
 
-SWEEPS = 100
+SWEEPS = 300
 """Rounds of trial swaps, at most."""
 WORK = 2**28
 """Values of down that all rounds together may look at, for one expert; at least `LEAST_SWEEPS` rounds are made."""
