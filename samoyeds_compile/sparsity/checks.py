@@ -13,8 +13,8 @@ def require_prunable(model: nn.Module, blocks: list[Block]) -> None:
     """Check the chosen weights before anything changes.
 
     Raises:
-        SparsityError: a weight is packed already, no plain floating tensor, on the meta device, shared with another
-            module, or has values that are infinite or NaN.
+        SparsityError: a weight is packed already, masked for training, no plain floating tensor, on the meta device,
+            shared with another module, or has values that are infinite or NaN.
     """
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -28,6 +28,8 @@ def require_prunable(model: nn.Module, blocks: list[Block]) -> None:
 def _require_prunable(projection: Projection, names: dict[int, list[str]]) -> None:
     name, weight = projection.name, projection.parameter
     dims = 3 if projection.stacked else 2
+    if projection.owner._parameters.get(projection.attribute) is not weight:
+        raise SparsityError(f"{name}: is computed from other parameters; end training with masks first (bake_)")
     if type(weight) not in (nn.Parameter, Tensor):
         raise SparsityError(f"{name}: is a {type(weight).__name__}; pass dense weights (densify_ undoes packing)")
     if type(weight.data) is not Tensor:

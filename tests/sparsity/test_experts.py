@@ -10,6 +10,7 @@ from samoyeds_compile.errors import SparsityError
 from samoyeds_compile.sparsity import PackedTensor, SparsityConfig
 from samoyeds_compile.sparsity.checks import require_prunable
 from samoyeds_compile.sparsity.experts import find_blocks
+from samoyeds_compile.sparsity.training import make_trainable_
 from tests.sparsity.experts_models import CLASSES, STACKED, ListedModel, build, experts_of
 
 MATRICES = {"gate_proj", "up_proj", "down_proj"}
@@ -130,9 +131,14 @@ def _packed(model: nn.Module) -> None:
     model.experts[2].up_proj.weight = nn.Parameter(weight, requires_grad=False)
 
 
+def _masked(model: nn.Module) -> None:
+    make_trainable_(model, ["experts.2.up_proj.weight"], SparsityConfig())
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
+        (_masked, "computed from other parameters"),
         (_nan, "infinite or NaN"),
         (_tied, r"is the same parameter as"),
         (_meta, "meta device"),

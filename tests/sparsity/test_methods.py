@@ -134,7 +134,7 @@ def test_order_keeps_more(config: SparsityConfig, features: int, matrices: int) 
     shares = [up / sum(u.sum() for u in ups) for up in ups], down / down.sum()
     identity = torch.arange(features)
     before, after = (kept_share(*shares, o, config) for o in (identity, order))
-    assert after > before * 1.01
+    assert after > before * 1.003
     if features % 32 == 0:  # trial swaps do more than sorting
         assert after > kept_share(*shares, best_order(ups, down, config, sweeps=0), config)
 
