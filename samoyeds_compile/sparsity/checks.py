@@ -1,0 +1,47 @@
+"""Whether weights can be pruned, found out before anything changes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from samoyeds_compile.errors import SparsityError
+from samoyeds_compile.sparsity.projections import Block, Projection
+
+
+def require_prunable(model: nn.Module, blocks: list[Block]) -> None:
+    """Check the chosen weights before anything changes.
+
+    Raises:
+        SparsityError: a weight is packed already, masked for training, no plain floating tensor, on the meta device,
+            shared with another module, or has values that are infinite or NaN.
+    """
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for block in blocks:
+        for projection in block.projections:
+            if projection.name in block.chosen:
+                _require_prunable(projection, names)
+
+
+def _require_prunable(projection: Projection, names: dict[int, list[str]]) -> None:
+    name, weight = projection.name, projection.parameter
+    dims = 3 if projection.stacked else 2
+    if projection.owner._parameters.get(projection.attribute) is not weight:
+        raise SparsityError(f"{name}: is computed from other parameters; end training with masks first (bake_)")
+    if type(weight) not in (nn.Parameter, Tensor):
+        raise SparsityError(f"{name}: is a {type(weight).__name__}; pass dense weights (densify_ undoes packing)")
+    if type(weight.data) is not Tensor:
+        raise SparsityError(
+            f"{name}: holds a {type(weight.data).__name__}; pass dense weights (densify_ undoes packing)"
+        )
+    if not weight.dtype.is_floating_point or weight.element_size() < 2 or weight.dim() != dims:
+        raise SparsityError(f"{name}: is {weight.dtype} {list(weight.shape)}; pass {dims}-D weights of 16 bits or more")
+    if weight.is_meta:
+        raise SparsityError(f"{name}: is on the meta device; load the weights first")
+    others = [other for other in names.get(id(weight), []) if other != name]
+    if others:
+        raise SparsityError(f"{name}: is the same parameter as {others[0]}; untie them first")
+    if not bool(torch.isfinite(weight).all()):
+        raise SparsityError(f"{name}: has values that are infinite or NaN; repair the weights first")

@@ -1,0 +1,147 @@
+"""The work of one `sparsify_`: calibrate, then prune and pack one block of experts after the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from samoyeds_compile.errors import SparsityError
+from samoyeds_compile.sparsity.by_rows import pack_by_rows
+from samoyeds_compile.sparsity.calibration import collect
+from samoyeds_compile.sparsity.config import SparsityConfig
+from samoyeds_compile.sparsity.install import Replacement, install, packed
+from samoyeds_compile.sparsity.order import best_order, rows
+from samoyeds_compile.sparsity.permute import reordered_biases
+from samoyeds_compile.sparsity.projections import Block, Projection
+from samoyeds_compile.sparsity.prune import Method, prune, squared_score
+from samoyeds_compile.sparsity.report import ParameterReport
+from samoyeds_compile.sparsity.stats import InputStats, Stats, Wanted
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of `sparsify_` after its arguments are checked.
+
+    Attributes:
+        model, config: what to make sparse, and how.
+        method: how values are chosen.
+        refines: whether masks are refined.
+        inputs: calibration.
+        permuted: names of blocks whose features are put in another order.
+        bar: where to show progress.
+    """
+
+    model: nn.Module
+    config: SparsityConfig
+    method: Method
+    refines: bool
+    inputs: list[Any] | None
+    permuted: set[str]
+    bar: Progress
+
+    def run(self, layers: list[list[Block]]) -> list[ParameterReport]:
+        """Do it, to the blocks of each layer.
+
+        Raises:
+            SparsityError: calibration reaches no expert and nothing changed; or something failed in the middle.
+        """
+        everything = [block for layer in layers for block in layer]
+        stats = self._calibrate(everything, hessian=False)
+        self._require_reached(stats)
+        task = self.bar.add_task("sparsify", total=sum(len(block.chosen) for block in everything))
+        done: list[ParameterReport] = []
+        try:
+            for layer in layers:
+                of_layer = self._calibrate(layer, hessian=True) if self.method.updates else stats
+                for block in layer:
+                    done += self._sparsify(block, of_layer)
+                    self.bar.advance(task, len(block.chosen))
+        except Exception as error:
+            if not done:
+                raise
+            raise SparsityError(
+                f"{error}; {len(done)} weights up to {done[-1].name} are sparse already: load the model again"
+            ) from error
+        return done
+
+    def _calibrate(self, blocks: list[Block], hessian: bool) -> Stats:
+        if self.inputs is None:
+            return {}
+        task = self.bar.add_task(f"calibrate {blocks[0].layer if hessian else ''}", total=len(self.inputs))
+        wanted = Wanted(self.method.routed, hessian, sample=hessian or not self.method.updates)
+        stats = collect(self.model, blocks, self.inputs, wanted, lambda: self.bar.advance(task))
+        self.bar.remove_task(task)
+        return stats
+
+    def _require_reached(self, stats: Stats) -> None:
+        if self.inputs is not None and not any(bool(found.count.any()) for found in stats.values()):
+            raise SparsityError(
+                f"calibration: none of its {len(self.inputs)} inputs reaches an expert; pass inputs that do"
+            )
+
+    def _sparsify(self, block: Block, stats: Stats) -> list[ParameterReport]:
+        """Make a block sparse; its parameters are replaced together, after all of them are made."""
+        orders = self._orders(block, stats) if block.name in self.permuted else None
+        replacements = [] if orders is None else reordered_biases(block, orders)
+        for down in block.of_role("down") if orders is not None and stats else ():
+            for expert, order in enumerate(orders or ()):
+                stats[down.name].reorder(expert, order)
+        reports = []
+        for projection in block.projections:
+            if projection.name in block.chosen:
+                replacement, report = self._made(projection, stats.get(projection.name), orders)
+                replacements.append(replacement)
+                reports.append(report)
+        install(replacements)
+        return reports
+
+    def _orders(self, block: Block, stats: Stats) -> list[Tensor]:
+        """An order of features for each expert."""
+
+        def squared(role: str, expert: int) -> list[Tensor]:
+            projections = block.of_role(role)
+            return [squared_score(p.matrix(expert), stats.get(p.name), expert, self.method) for p in projections]
+
+        found = []
+        for expert in range(block.experts):
+            (down,) = squared("down", expert)
+            found.append(best_order(squared("up", expert), down, self.config))
+        return found
+
+    def _made(
+        self, projection: Projection, stats: InputStats | None, orders: list[Tensor] | None
+    ) -> tuple[Replacement, ParameterReport]:
+        """What is to replace a parameter, and the report on it. One expert after the other is pruned and packed."""
+        dense, pieces = projection.parameter, []
+        energy = error = size = 0.0
+        for expert in range(projection.experts):
+            weight = _ordered(projection, projection.matrix(expert), orders[expert] if orders else None)
+            pruned = prune(weight, stats, expert, self.config, self.method, self.refines)
+            pieces.append(pack_by_rows(pruned.weight, self.config, projection.name))
+            energy += pruned.kept_energy / projection.experts
+            if stats is not None:
+                found = stats.samples[expert].errors(weight, pruned.weight)
+                error, size = error + found[0], size + found[1]
+        replacement, after = packed(projection, pieces)
+        report = ParameterReport(
+            projection.name, tuple(dense.shape), energy, (error / size) ** 0.5 if size else None,
+            dense.nbytes, after, orders is not None, _unreached(projection, stats),
+        )  # fmt: skip
+        return replacement, report
+
+
+def _ordered(projection: Projection, matrix: Tensor, order: Tensor | None) -> Tensor:
+    if order is None:
+        return matrix
+    return matrix[rows(order, len(matrix))] if projection.role == "up" else matrix[:, order]
+
+
+def _unreached(projection: Projection, stats: InputStats | None) -> tuple[int, ...]:
+    if stats is None:
+        return ()
+    return tuple(expert for expert in range(projection.experts) if not stats.reached(expert))

@@ -1,0 +1,97 @@
+"""`sparsify_`: make the experts of a model structured sparse, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from samoyeds_compile.errors import SparsityError
+from samoyeds_compile.sparsity.checks import require_prunable
+from samoyeds_compile.sparsity.config import SparsityConfig
+from samoyeds_compile.sparsity.experts import Filter, find_blocks
+from samoyeds_compile.sparsity.job import Job
+from samoyeds_compile.sparsity.permute import require_permutable
+from samoyeds_compile.sparsity.projections import Block
+from samoyeds_compile.sparsity.prune import Method, method_of
+from samoyeds_compile.sparsity.report import SparsityReport
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+def sparsify_(
+    model: nn.Module,
+    config: SparsityConfig,
+    *,
+    method: str = "router_wanda",
+    calibration: Iterable[Any] | None = None,
+    filter_fn: Filter = None,
+    permute: bool = False,
+    refine: bool = False,
+    progress: bool = True,
+) -> SparsityReport:
+    """Prune the weights of experts to a pattern and pack them, in place.
+
+    Which weights: stacks of transformers' experts modules, and ``nn.Linear`` in lists of experts. Routers, attention
+    and shared experts stay dense. All checks and the calibration come before the first change, so that a wrong
+    argument, model or calibration leaves the model as it was. Then the parameters of one expert, or of one stack of
+    experts, after the other are replaced together, and the dense ones released, so that at most one more of these
+    exists at a time.
+
+    Args:
+        model: an eager model; compile it afterwards.
+        config: the pattern.
+        method: how values are chosen:
+            ``"magnitude"``: the largest; needs no calibration.
+            ``"wanda"``: size times the norm of the input feature.
+            ``"router_wanda"``: the same, tokens weighed by how they are routed to the expert.
+            ``"second_order"``: SparseGPT; kept values are changed to make up for pruned ones. Layers are calibrated one
+            after the other, each on what the sparse layers before it give, so it costs a pass for each.
+        calibration: for each call of the model a mapping of keyword arguments, a tuple of arguments or a tensor.
+        filter_fn: which weights: ``filter_fn(parameter name, module)``, a collection of names, or None for all.
+        permute: put the intermediate features of each expert into an order of which the pattern keeps more; the
+            order of what the expert takes and gives stays. Experts of which only a part is chosen keep theirs.
+        refine: swap kept and pruned values where that brings outputs nearer at the mean input; not for second order.
+        progress: show a progress bar.
+
+    Returns:
+        What was kept, the error that it makes, and bytes, for each parameter. Experts that no calibration token
+        reached are listed, and pruned by magnitude.
+
+    Raises:
+        SparsityError: an argument is wrong, a weight can't be pruned, or calibration reaches no expert; the model is
+            unchanged. Or something failed in the middle; the message says which weights are sparse already.
+    """
+    if not isinstance(config, SparsityConfig):
+        raise SparsityError(f"config: is a {type(config).__name__}; pass a SparsityConfig")
+    how = method_of(method, refine, calibration is not None)
+    blocks = find_blocks(model, filter_fn)
+    require_prunable(model, blocks)
+    permuted = {block.name for block in blocks if permute and len(block.chosen) == len(block.projections)}
+    for block in blocks:
+        if block.name in permuted:
+            require_permutable(block)
+    inputs = None if calibration is None else list(calibration)
+    layers = [list(of_layer) for _, of_layer in groupby(blocks, key=lambda block: block.layer)]
+    with _progress(progress) as bar:
+        job = Job(model, config, how, refine, inputs, permuted, bar)
+        return SparsityReport(method, config, tuple(job.run(layers)), tuple(_notes(blocks, how, permute, permuted)))
+
+
+def _progress(shown: bool) -> Progress:
+    from rich.console import Console  # here, as importing the package must stay light
+    from rich.progress import Progress
+
+    return Progress(console=Console(stderr=True), disable=not shown)
+
+
+def _notes(blocks: list[Block], method: Method, permute: bool, permuted: set[str]) -> Iterator[str]:
+    listed = sum(not block.stacked for block in blocks)
+    if listed and method.routed:
+        yield f"{listed} experts are modules of a list, where routing weights are not seen; their tokens weigh the same"
+    kept = [block.name for block in blocks if block.name not in permuted]
+    if permute and kept:
+        yield f"{len(kept)} of which only a part is chosen keep the order of their features, {kept[0]} for one"

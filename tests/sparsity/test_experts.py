@@ -1,0 +1,155 @@
+"""Which parameters are experts, and how their weights are read and written."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from samoyeds_compile.errors import SparsityError
+from samoyeds_compile.sparsity import PackedTensor, SparsityConfig
+from samoyeds_compile.sparsity.checks import require_prunable
+from samoyeds_compile.sparsity.experts import find_blocks
+from samoyeds_compile.sparsity.training import make_trainable_
+from tests.sparsity.experts_models import CLASSES, STACKED, ListedModel, build, experts_of
+
+MATRICES = {"gate_proj", "up_proj", "down_proj"}
+
+
+@pytest.mark.parametrize("name", STACKED)
+def test_stacks_are_found(name: str) -> None:
+    model, _ = build(name)
+    blocks = find_blocks(model)
+    assert [block.module for block in blocks] == experts_of(model, name)
+    for block in blocks:
+        up, down = block.projections
+        assert (up.role, down.role) == ("up", "down") and block.chosen == {up.name, down.name}
+        assert model.get_parameter(up.name) is up.parameter and model.get_parameter(down.name) is down.parameter
+        assert up.shape == (up.runs * down.shape[1], down.shape[0]) and up.experts == block.experts
+
+
+def test_lists_are_found() -> None:
+    """Not the shared experts, the router, or a list of other layers."""
+    model = ListedModel()
+    blocks = find_blocks(model)
+    found = {p.name: p.role for block in blocks for p in block.projections}
+    expected = {f"experts.{e}.{name}.weight" for e in range(4) for name in MATRICES}
+    assert found.keys() == expected
+    assert all(role == ("down" if "down" in name else "up") for name, role in found.items())
+
+
+def test_roles_by_shape() -> None:
+    """Where names say nothing, the last projection is the one that takes what the others give."""
+    model = nn.Module()
+    model.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 8)) for _ in range(2))
+    assert [[p.role for p in block.projections] for block in find_blocks(model)] == [["up", "down"]] * 2
+    model.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 9)) for _ in range(2))
+    assert {p.role for block in find_blocks(model) for p in block.projections} == {"other"}
+
+
+@pytest.mark.parametrize("name", STACKED)
+def test_matrix_is_what_an_expert_multiplies_with(name: str) -> None:
+    model, _ = build(name)
+    for block in find_blocks(model)[:1]:
+        for projection in block.projections:
+            stored = projection.parameter.detach()
+            expected = stored[2].T if projection.transposed else stored[2]
+            if projection.interleaved:
+                expected = torch.cat([expected[::2], expected[1::2]])
+            assert expected.shape == projection.shape and torch.equal(projection.matrix(2), expected)
+    assert any(p.interleaved for p in block.projections) == (name == "gpt_oss")
+
+
+class Handwritten(nn.Module):
+    """Stacks with the names and arguments of transformers, not decorated."""
+
+    def __init__(self, experts: int = 4, extra: bool = False) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.randn(experts, 48, 16))
+        self.down_proj = nn.Parameter(torch.randn(4, 16, 24))
+        self.act_fn = nn.SiLU()
+        if extra:
+            self.scale = nn.Parameter(torch.ones(24))
+
+    def forward(self, hidden_states, top_k_index, top_k_weights):
+        raise NotImplementedError
+
+
+def test_handwritten_stacks() -> None:
+    """As a decorated module of the default layout; not if there is more to it, or shapes do not fit."""
+    (block,) = find_blocks(Handwritten())
+    assert [(p.name, p.runs, p.role) for p in block.projections] == [
+        ("gate_up_proj", 2, "up"),
+        ("down_proj", 1, "down"),
+    ]
+    for other in (Handwritten(extra=True), Handwritten(experts=5)):
+        with pytest.raises(SparsityError, match="has no expert weights"):
+            find_blocks(other)
+
+
+def test_filter() -> None:
+    model, _ = build("mixtral")
+    names = [p.name for block in find_blocks(model) for p in block.projections]
+    seen = []
+    blocks = find_blocks(model, lambda name, module: seen.append((name, module)) or "layers.1" in name)
+    assert [name for name, _ in seen] == names and all(isinstance(m, CLASSES["mixtral"].load()) for _, m in seen)
+    assert [sorted(block.chosen) for block in blocks] == [sorted(names[2:])]
+    (block,) = find_blocks(model, names[1:2])
+    assert block.chosen == {names[1]} and len(block.projections) == 2
+
+
+def test_what_is_no_expert() -> None:
+    model, _ = build("mixtral")
+    with pytest.raises(SparsityError, match=r"lm_head.weight: is no expert weight .*experts\.down_proj"):
+        find_blocks(model, ["lm_head.weight"])
+    with pytest.raises(SparsityError, match="filter_fn: chooses none of the 4"):
+        find_blocks(model, lambda name, module: False)
+    with pytest.raises(SparsityError, match="Linear: has no expert weights"):
+        find_blocks(nn.Linear(4, 4))
+
+
+def _nan(model: nn.Module) -> None:
+    model.experts[2].up_proj.weight.data[3, 4] = float("nan")
+
+
+def _tied(model: nn.Module) -> None:
+    model.experts[2].up_proj.weight = model.experts[1].up_proj.weight
+
+
+def _meta(model: nn.Module) -> None:
+    model.experts[2].up_proj.to("meta")
+
+
+def _integers(model: nn.Module) -> None:
+    weight = model.experts[2].up_proj.weight
+    model.experts[2].up_proj.weight = nn.Parameter(weight.data.to(torch.float8_e4m3fn), requires_grad=False)
+
+
+def _packed(model: nn.Module) -> None:
+    zeros = torch.zeros_like(model.experts[2].up_proj.weight)
+    weight = PackedTensor.from_dense(zeros, SparsityConfig())
+    model.experts[2].up_proj.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def _masked(model: nn.Module) -> None:
+    make_trainable_(model, ["experts.2.up_proj.weight"], SparsityConfig())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (_masked, "computed from other parameters"),
+        (_nan, "infinite or NaN"),
+        (_tied, r"is the same parameter as"),
+        (_meta, "meta device"),
+        (_integers, "float8_e4m3fn"),
+        (_packed, "PackedTensor; .*densify_"),
+    ],
+)
+def test_weights_that_cannot_be_pruned(spoil, reason: str) -> None:
+    model = copy.deepcopy(ListedModel())
+    require_prunable(model, find_blocks(model))
+    spoil(model)
+    with pytest.raises(SparsityError, match=rf"experts\.[12]\.up_proj\.weight: .*{reason}"):
+        require_prunable(model, find_blocks(model))
+    require_prunable(model, find_blocks(model, ["experts.0.up_proj.weight"]))  # what is not chosen does not matter
