@@ -18,7 +18,16 @@ from samoyeds_compile.integrations.decorator import moe_experts
 from samoyeds_compile.options import Options
 from samoyeds_compile.report.explain import explain
 from samoyeds_compile.report.model import BlockReport, GraphReport, Report
-from samoyeds_compile.sparsity import PackedTensor, SparsityConfig, load_sparse, load_sparse_, save_sparse
+from samoyeds_compile.sparsity import (
+    PackedTensor,
+    SparsityConfig,
+    SparsityReport,
+    densify_,
+    load_sparse,
+    load_sparse_,
+    save_sparse,
+    sparsify_,
+)
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,10 +43,13 @@ __all__ = [
     "SamoyedsError",
     "SparsityConfig",
     "SparsityError",
+    "SparsityReport",
+    "densify_",
     "explain",
     "integrations",
     "load_sparse",
     "load_sparse_",
     "moe_experts",
     "save_sparse",
+    "sparsify_",
 ]
