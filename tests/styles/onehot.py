@@ -256,3 +256,36 @@ class FlatPriority(OneHot):
         slots = [(t, k) for k in range(self.top_k) for t in range(len(ids))]
         kept = first_come([int(ids[t, k]) for t, k in slots], self.num_experts, self.capacity(len(ids)))
         return [(t, int(ids[t, k]), weights[t, k]) for (t, k), keep in zip(slots, kept, strict=True) if keep]
+
+
+def marks(indices: Tensor, size: int) -> Tensor:
+    """Ones scattered into zeros, [.., size]."""
+    out = torch.zeros(*indices.shape[:-1], size, dtype=indices.dtype)
+    return out.scatter_(out.dim() - 1, indices, 1)
+
+
+class FairseqTop2(GShardTop2):
+    """fairseq's top-2 gate: one-hot rows of experts and of places by scatter, outer products by ``bmm``."""
+
+    def gating(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        gates, experts = F.softmax(logits, dim=1), logits.shape[1]
+        capacity = self.capacity(logits.shape[0])
+        mask1 = marks(torch.argmax(gates, dim=1, keepdim=True), experts)
+        rest = logits.masked_fill(mask1.bool(), float("-inf"))
+        mask2 = marks(torch.argmax(rest, dim=1, keepdim=True), experts)
+        gate1, gate2 = (gates * mask1).sum(dim=1), (gates * mask2).sum(dim=1)
+        places1, places2 = torch.cumsum(mask1, dim=0) - 1, torch.cumsum(mask2, dim=0) - 1
+        places2 += torch.sum(mask1, dim=0, keepdim=True)
+        l_aux = torch.mean(gates.mean(dim=0) * mask1.to(gates.dtype).mean(dim=0)) * experts * experts
+        mask1, mask2 = mask1 * torch.lt(places1, capacity), mask2 * torch.lt(places2, capacity)
+        kept1, kept2 = gate1 * mask1.sum(dim=1), gate2 * mask2.sum(dim=1)
+        total = torch.clamp(kept1 + kept2, min=EPS)
+        combine = self.table(kept1 / total, mask1, places1, capacity)
+        combine = combine + self.table(kept2 / total, mask2, places2, capacity)
+        return l_aux, combine, combine.bool()
+
+    def table(self, gate: Tensor, mask: Tensor, places: Tensor, capacity: int) -> Tensor:
+        """[S, E, C] of one choice."""
+        place = marks(torch.sum(places * mask, dim=1).unsqueeze(-1), capacity)
+        rows = gate.unsqueeze(-1) * mask.to(gate.dtype)
+        return torch.bmm(rows.unsqueeze(-1), place.to(gate.dtype).unsqueeze(1))

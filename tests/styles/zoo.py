@@ -155,6 +155,7 @@ _TABLE = (
     _p("P5", "lucidrains_top2", onehot.LucidrainsTop2, **_sequences, top_k=2, outside=3,
        axes={"activation": ("relu", *GATED), "threshold": (0.0, 0.3)}),
     _p("P5", "gshard_matmul", onehot.GShardMatmul, top_k=2, axes={"activation": ("relu", *GATED)}),
+    _p("P5", "fairseq_top2", onehot.FairseqTop2, top_k=2, axes={"activation": ("relu", *GATED)}),
     _p("P5", "flat_priority", onehot.FlatPriority, axes={"activation": ("relu", *GATED), "router": ROUTERS}),
     _p("P5", "padded_buffer", capacity.PaddedBuffer, outcome="batched",
        axes={"activation": ("relu", *GATED), "router": ROUTERS}),

@@ -340,11 +340,21 @@ class Indicators:
         if len(index) < 2 or axis % len(index) != len(index) - 1 or not names_once(ids):
             ones = source == 1 or (isinstance(source, Value) and self.of(source, (constant(0),) * len(index)) == ONE)
             return frozenset((Product(tests=frozenset((Flag((value, index)),))),)) if ones else None
+        marked, place = self._marked(ids, index, sizes_of(value)[-1])
+        written = self.of(source, place) if isinstance(source, Value) else number_sum(float(source))
+        return None if written is None else multiplied(marked, written)
+
+    def _marked(self, ids: Value, index: tuple[Index, ...], size: Size) -> tuple[Sum, tuple[Index, ...]]:
+        """Where a scatter along the last axis writes: at an expert, or at a position; and the entry that says so."""
+        if sizes_of(ids)[-1] == 1:
+            place = (*index[:-1], constant(0))
+            marked = self._equal(ids, place, index[-1], size)
+            if marked is not None:
+                return marked, place
         slot = self.slot(self.notation.canon(ids), index[:-1], index[-1], sizes_of(ids)[-1])
         place = (*index[:-1], slot)
-        test = Is(self.notation.integer(ids, place), index[-1], sizes_of(value)[-1])
-        written = self.of(source, place) if isinstance(source, Value) else number_sum(float(source))
-        return None if written is None else multiplied(frozenset((Product(tests=frozenset((test,))),)), written)
+        test = Is(self.notation.integer(ids, place), index[-1], size)
+        return frozenset((Product(tests=frozenset((test,))),)), place
 
     def _contraction(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
         product = self.products.of(value, index)
