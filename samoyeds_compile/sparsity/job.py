@@ -12,6 +12,7 @@ from samoyeds_compile.sparsity.by_rows import pack_by_rows
 from samoyeds_compile.sparsity.calibration import collect
 from samoyeds_compile.sparsity.config import SparsityConfig
 from samoyeds_compile.sparsity.install import Replacement, install, packed
+from samoyeds_compile.sparsity.masters import Masters, install_masters, masters
 from samoyeds_compile.sparsity.order import best_order, rows
 from samoyeds_compile.sparsity.permute import reordered_biases
 from samoyeds_compile.sparsity.projections import Block, Projection
@@ -34,6 +35,7 @@ class Job:
         inputs: calibration.
         permuted: names of blocks whose features are put in another order.
         bar: where to show progress.
+        trainable: weights get masks instead of being packed.
     """
 
     model: nn.Module
@@ -43,6 +45,7 @@ class Job:
     inputs: list[Any] | None
     permuted: set[str]
     bar: Progress
+    trainable: bool = False
 
     def run(self, layers: list[list[Block]]) -> list[ParameterReport]:
         """Do it, to the blocks of each layer.
@@ -91,13 +94,17 @@ class Job:
         for down in block.of_role("down") if orders is not None and stats else ():
             for expert, order in enumerate(orders or ()):
                 stats[down.name].reorder(expert, order)
-        reports = []
+        masked, reports = [], []
         for projection in block.projections:
             if projection.name in block.chosen:
-                replacement, report = self._made(projection, stats.get(projection.name), orders)
-                replacements.append(replacement)
+                made, report = self._made(projection, stats.get(projection.name), orders)
+                if isinstance(made, Masters):
+                    masked.append(made)
+                else:
+                    replacements.append(made)
                 reports.append(report)
         install(replacements)
+        install_masters(self.model, masked, self.config)
         return reports
 
     def _orders(self, block: Block, stats: Stats) -> list[Tensor]:
@@ -115,24 +122,33 @@ class Job:
 
     def _made(
         self, projection: Projection, stats: InputStats | None, orders: list[Tensor] | None
-    ) -> tuple[Replacement, ParameterReport]:
+    ) -> tuple[Replacement | Masters, ParameterReport]:
         """What is to replace a parameter, and the report on it. One expert after the other is pruned and packed."""
-        dense, pieces = projection.parameter, []
+        dense, pieces, weights, masks = projection.parameter, [], [], []
         energy = error = size = 0.0
         for expert in range(projection.experts):
             weight = _ordered(projection, projection.matrix(expert), orders[expert] if orders else None)
             pruned = prune(weight, stats, expert, self.config, self.method, self.refines)
-            pieces.append(pack_by_rows(pruned.weight, self.config, projection.name))
+            if self.trainable:
+                weights.append(weight)
+                masks.append(pruned)
+            else:
+                pieces.append(pack_by_rows(pruned.weight, self.config, projection.name))
             energy += pruned.kept_energy / projection.experts
             if stats is not None:
                 found = stats.samples[expert].errors(weight, pruned.weight)
                 error, size = error + found[0], size + found[1]
-        replacement, after = packed(projection, pieces)
+        made: Replacement | Masters
+        if self.trainable:
+            made = masters(projection, weights, masks)
+            after = made.nbytes
+        else:
+            made, after = packed(projection, pieces)
         report = ParameterReport(
             projection.name, tuple(dense.shape), energy, (error / size) ** 0.5 if size else None,
             dense.nbytes, after, orders is not None, _unreached(projection, stats),
         )  # fmt: skip
-        return replacement, report
+        return made, report
 
 
 def _ordered(projection: Projection, matrix: Tensor, order: Tensor | None) -> Tensor:

@@ -31,6 +31,7 @@ def sparsify_(
     filter_fn: Filter = None,
     permute: bool = False,
     refine: bool = False,
+    trainable: bool = False,
     progress: bool = True,
 ) -> SparsityReport:
     """Prune the weights of experts to a pattern and pack them, in place.
@@ -55,6 +56,7 @@ def sparsify_(
         permute: put the intermediate features of each expert into an order of which the pattern keeps more; the
             order of what the expert takes and gives stays. Experts of which only a part is chosen keep theirs.
         refine: swap kept and pruned values where that brings outputs nearer at the mean input; not for second order.
+        trainable: keep the dense weights as masters with masks beside them, for `SparseTraining`, instead of packing.
         progress: show a progress bar.
 
     Returns:
@@ -77,7 +79,7 @@ def sparsify_(
     inputs = None if calibration is None else list(calibration)
     layers = [list(of_layer) for _, of_layer in groupby(blocks, key=lambda block: block.layer)]
     with _progress(progress) as bar:
-        job = Job(model, config, how, refine, inputs, permuted, bar)
+        job = Job(model, config, how, refine, inputs, permuted, bar, trainable)
         return SparsityReport(method, config, tuple(job.run(layers)), tuple(_notes(blocks, how, permute, permuted)))
 
 

@@ -1,5 +1,6 @@
 """`sparsify_` and `densify_` on models of transformers and on experts in a list."""
 
+import copy
 import json
 
 import pytest
@@ -11,6 +12,8 @@ from samoyeds_compile.sparsity import PackedTensor, SparsityConfig, best_mask, d
 from samoyeds_compile.sparsity.calibration import collect
 from samoyeds_compile.sparsity.experts import find_blocks
 from samoyeds_compile.sparsity.stats import Wanted
+from samoyeds_compile.sparsity.training import SparseTraining, masked_parameters
+from tests.models import families
 from tests.sparsity.experts_models import STACKED, ListedModel, Mixing, build, logits, state, unchanged
 
 CONFIG = SparsityConfig(1, 2, 32)
@@ -259,3 +262,31 @@ def test_report(capfd: pytest.CaptureFixture[str]) -> None:
     text = str(report)
     assert "1:2:32+2:4 by router_wanda" in text and all(p.name in text for p in report.parameters)
     assert f"{report.kept_energy:.4f}" in text
+
+
+@pytest.mark.parametrize("method", ["magnitude", "router_wanda", "second_order"])
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_trainable(name: str, method: str) -> None:
+    """The model computes what the packed one does; it trains, and what it has learned has the pattern."""
+    model, inputs = build(name)
+    packed = copy.deepcopy(model)
+    arguments = {"method": method, "calibration": [inputs], "permute": method != "second_order", "progress": False}
+    sparsify_(packed, CONFIG, **arguments)
+    report = sparsify_(model, CONFIG, trainable=True, **arguments)
+    torch.testing.assert_close(logits(model, inputs), logits(packed, inputs), rtol=1e-4, atol=1e-5)
+    masters = masked_parameters(model)
+    assert {m.name for m in masters} == {p.name for p in report.parameters}
+    assert all(bool((m.master[~m.mask] != 0).any()) for m in masters)  # dense, to come back in training
+    training = SparseTraining(CONFIG, method="sr_ste", refresh_every=1)
+    training.attach(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(2):
+        families.loss_of(model(**inputs)).backward()
+        training.before_step()
+        optimizer.step()
+        training.step()
+        optimizer.zero_grad()
+    training.finish()
+    trained = logits(model, inputs)
+    sparsify_(model, CONFIG, method="magnitude", progress=False)  # nothing more is pruned
+    torch.testing.assert_close(logits(model, inputs), trained, rtol=1e-4, atol=1e-5)
