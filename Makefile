@@ -65,6 +65,7 @@ bench: $(STAMP) ## Run the benchmarks; results go to benchmarks/results (forty m
 	@$(PY) -m benchmarks.block
 	@$(PY) -m benchmarks.compile_time
 	@$(PY) -m benchmarks.matching
+	@$(PY) -m benchmarks.memory
 
 wheel: $(STAMP) ## Build the wheel into dist/
 	@$(PY) -m build --wheel --no-isolation
