@@ -6,8 +6,6 @@ block computes: they must be left alone, with a reason. ``REWRITTEN`` edits are 
 ``UNDERSTOOD`` edits are blocks still or contain one: a part is rewritten, and what is odd about it stays outside.
 """
 
-import inspect
-import linecache
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 
 from samoyeds_compile import Report
 from tests.models import families
+from tests.styles.edits import edited
 
 Block = Callable[..., Any]
 
@@ -189,18 +188,6 @@ def gathered(
     y = y * row_weights.unsqueeze(-1)
     out = y.view(T, K, H).sum(dim=1)
     return out
-
-
-def edited(block: Block, *pieces: str) -> Block:
-    """The block with pieces of its source replaced: old, new, and so on."""
-    source, name = inspect.getsource(block), f"<{block.__name__}: {pieces[1]}>"
-    for old, new in zip(pieces[::2], pieces[1::2], strict=True):
-        assert source.count(old) == 1, f"{old!r} is {source.count(old)} times in {block.__name__}"
-        source = source.replace(old, new)
-    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
-    namespace: dict[str, Any] = {}
-    exec(compile(source, name, "exec"), dict(globals()), namespace)
-    return namespace[block.__name__]
 
 
 def operands(tokens: int = 7, down_experts: int = 4) -> list[Tensor]:

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, fx
 
 from samoyeds_compile.graph.edit import run_node
+from samoyeds_compile.graph.ops import ASSERTIONS
 from samoyeds_compile.graph.sizes import Size, call_name, mark_sizes, replace_leaves
 from samoyeds_compile.graph.values import Value, hint
 
 NumberOf = Callable[[Size], int]
-_LEFT_OUT = frozenset(
-    ("aliased_write", "_assert_scalar", "_check", "sym_constrain_range", "sym_constrain_range_for_size")
-)
+_LEFT_OUT = ASSERTIONS | {"aliased_write"}
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,12 @@ SYNONYMS: Mapping[str, str] = {
 IN_PLACE_OPERATORS = frozenset("iconcat ilshift imatmul imod irshift ixor setitem delitem".split())
 """Functions of the `operator` module that write and have no canonical name of their own."""
 
+ASSERTIONS = frozenset(("_assert_scalar", "_check", "sym_constrain_range", "sym_constrain_range_for_size"))
+"""Statements on sizes that compute nothing."""
+
+ZEROS = frozenset(("zeros", "zeros_like", "new_zeros"))
+ONES = frozenset(("ones", "ones_like", "new_ones"))
+
 CASTS: Mapping[str, torch.dtype] = {
     "float": torch.float32,
     "half": torch.float16,

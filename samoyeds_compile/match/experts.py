@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from samoyeds_compile.graph.edit import escaping
+from samoyeds_compile.graph.ops import ASSERTIONS
 from samoyeds_compile.graph.values import Value
 from samoyeds_compile.match.activation import carry, read_activation
 from samoyeds_compile.match.region import Carried, Linear, MoERegion, is_int_tensor, require
@@ -18,7 +19,6 @@ MATRIX_PRODUCTS = frozenset(
 _MADE_LIKE = frozenset(
     "zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty".split()
 )
-_ASSERTIONS = frozenset(("_assert_scalar", "_check", "sym_constrain_range", "sym_constrain_range_for_size"))
 _TAKEN_APART = frozenset(("item", "slice", "select"))
 _SHAPED_AS = frozenset(("view_as", "reshape_as", "expand_as", "type_as"))
 
@@ -230,7 +230,7 @@ def _assertions(members: set[Value]) -> set[Value]:
 def _is_size(value: Value) -> bool:
     """Whether a value is a number read from a tensor, a part of a tensor to read it from, or a statement on numbers."""
     number = isinstance(value.example, (int, torch.SymInt, torch.SymBool, bool))
-    return number or value.op in _TAKEN_APART or value.op in _ASSERTIONS
+    return number or value.op in _TAKEN_APART or value.op in ASSERTIONS
 
 
 def _shape_lenders(value: Value) -> list[Value]:

@@ -18,13 +18,13 @@ def padded_shape(rows: int, cols: int, config: SparsityConfig) -> tuple[int, int
     return round_up(rows, config.m * config.group), round_up(cols, config.vector)
 
 
-def padded(tensor: Tensor, config: SparsityConfig, fill: float = 0.0, fill_rows: float = 0.0) -> Tensor:
-    """[..., rows, cols] with ``fill`` in padded columns and ``fill_rows`` in padded rows."""
+def padded(tensor: Tensor, config: SparsityConfig, fill: float = 0.0) -> Tensor:
+    """[..., rows, cols] with ``fill`` in padded columns and 0 in padded rows."""
     rows, cols = tensor.shape[-2:]
     whole_rows, whole_cols = padded_shape(rows, cols, config)
     if (whole_rows, whole_cols) == (rows, cols):
         return tensor
-    return F.pad(F.pad(tensor, (0, whole_cols - cols), value=fill), (0, 0, 0, whole_rows - rows), value=fill_rows)
+    return F.pad(F.pad(tensor, (0, whole_cols - cols), value=fill), (0, 0, 0, whole_rows - rows))
 
 
 def cut(tensor: Tensor, config: SparsityConfig) -> Tensor:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from samoyeds_compile.sparsity.config import SparsityConfig
+from samoyeds_compile.sparsity.layout import StorageLayout
 from samoyeds_compile.sparsity.projections import Projection
 from samoyeds_compile.sparsity.prune import Pruned
-from samoyeds_compile.sparsity.training.layout import StorageLayout
 from samoyeds_compile.sparsity.training.prepare import make_trainable_
 
 
@@ -39,7 +39,7 @@ class Masters:
 
 def masters(projection: Projection, weights: Sequence[Tensor], pruned: Sequence[Pruned]) -> Masters:
     """Of the matrices of all experts, before and after pruning."""
-    layout = StorageLayout(projection.transposed, projection.interleaved)
+    layout = projection.layout
 
     def stored(matrices: list[Tensor]) -> Tensor:
         return layout.to_stored(torch.stack(matrices) if projection.stacked else matrices[0]).contiguous()

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from samoyeds_compile.sparsity.layout import StorageLayout
+
 
 @dataclass(frozen=True)
 class Projection:
@@ -45,6 +47,11 @@ class Projection:
         return self.parameter.shape[0] if self.stacked else 1
 
     @property
+    def layout(self) -> StorageLayout:
+        """Where rows and columns lie in storage."""
+        return StorageLayout(self.transposed, self.interleaved)
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(rows, cols): output features, input features."""
         sizes = [int(size) for size in self.parameter.shape[-2:]]
@@ -53,12 +60,7 @@ class Projection:
     def matrix(self, expert: int) -> Tensor:
         """Matrix [rows, cols] of an expert; gate rows before up rows."""
         stored = self.parameter.detach()
-        matrix = stored[expert] if self.stacked else stored
-        matrix = matrix.mT if self.transposed else matrix
-        if not self.interleaved:
-            return matrix
-        apart: Tensor = matrix.unflatten(0, (-1, self.runs)).transpose(0, 1)
-        return apart.flatten(0, 1)
+        return self.layout.to_rows(stored[expert] if self.stacked else stored, self.name)
 
 
 @dataclass(frozen=True)

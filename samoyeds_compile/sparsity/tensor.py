@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import return_and_correct_aliasing
 
 from samoyeds_compile.errors import SparsityError
 from samoyeds_compile.sparsity.config import SparsityConfig
+from samoyeds_compile.sparsity.layout import StorageLayout
 from samoyeds_compile.sparsity.pack import PackedWeight, pack
 from samoyeds_compile.sparsity.solver import require_matrix
 
@@ -38,6 +39,11 @@ class Form:
     cols: int
     flipped: bool = False
     interleaved: bool = False
+
+    @property
+    def layout(self) -> StorageLayout:
+        """Where the rows and columns lie in the tensor."""
+        return StorageLayout(self.flipped, self.interleaved)
 
     @property
     def numbers(self) -> tuple[Any, ...]:
@@ -93,10 +99,7 @@ class PackedTensor(Tensor):
         require_matrix(weight, name)
         if weight.dim() > 3:
             raise SparsityError(f"{name}: has {weight.dim()} dimensions; pass a matrix or a stack of them")
-        matrix = weight.detach().mT if transposed else weight.detach()
-        if interleaved and matrix.shape[-2] % 2:
-            raise SparsityError(f"{name}: has {matrix.shape[-2]} rows, which cannot alternate between gate and up")
-        packed = pack(separated(matrix) if interleaved else matrix, config, name)
+        packed = pack(StorageLayout(transposed, interleaved).to_rows(weight.detach(), name), config, name)
         form = Form(config, *packed.shape, flipped=transposed, interleaved=interleaved)
         return cls(packed.values, packed.metadata, packed.selection, form)
 
@@ -165,21 +168,10 @@ class PackedTensor(Tensor):
         return PackedTensor(function(self.kept), metadata, selection, form or self.form)
 
 
-def separated(matrix: Tensor) -> Tensor:
-    """Rows [gate0, up0, gate1, ...] as all gate rows, then all up rows."""
-    return torch.cat([matrix[..., ::2, :], matrix[..., 1::2, :]], dim=-2)
-
-
-def alternating(matrix: Tensor) -> Tensor:
-    """Inverse of `separated`."""
-    return torch.stack(matrix.chunk(2, dim=-2), dim=-2).flatten(-3, -2)
-
-
 def _dense(weight: PackedTensor) -> Tensor:
     form = weight.form
     dense: Tensor = torch.ops.samoyeds.unpack(weight.kept, weight.metadata, weight.selection, *form.numbers)
-    dense = alternating(dense) if form.interleaved else dense
-    return dense.transpose(-2, -1) if form.flipped else dense
+    return form.layout.to_stored(dense)
 
 
 def _unpacked(argument: Any) -> Any:

@@ -8,7 +8,7 @@ from torch import nn
 
 from samoyeds_compile import Report
 from samoyeds_compile.sparsity import PackedTensor, SparsityConfig, best_mask
-from samoyeds_compile.sparsity.tensor import alternating, separated
+from samoyeds_compile.sparsity.layout import StorageLayout
 from tests.models import families
 
 CLASSES = {entry.id: entry for entry in families.decorated_experts_classes()}
@@ -16,12 +16,9 @@ CONFIG = SparsityConfig(1, 2, 32)
 TOLERANCE = 5e-4
 
 
-def pruned(weight: torch.Tensor, transposed: bool, interleaved: bool) -> torch.Tensor:
-    matrix = weight.detach().mT if transposed else weight.detach()
-    matrix = separated(matrix) if interleaved else matrix
-    kept = matrix * best_mask(matrix.abs(), CONFIG)
-    kept = alternating(kept) if interleaved else kept
-    return (kept.mT if transposed else kept).contiguous()
+def pruned(weight: torch.Tensor, layout: StorageLayout) -> torch.Tensor:
+    matrix = layout.to_rows(weight.detach())
+    return layout.to_stored(matrix * best_mask(matrix.abs(), CONFIG)).contiguous()
 
 
 def pack_experts(model: nn.Module, wanted: type[nn.Module]) -> nn.Module:
@@ -33,7 +30,7 @@ def pack_experts(model: nn.Module, wanted: type[nn.Module]) -> nn.Module:
             if parameter.dim() != 3 or not name.endswith("_proj"):
                 continue
             interleaved = name == "gate_up_proj" and not experts.is_concatenated
-            parameter.data = pruned(parameter, experts.is_transposed, interleaved)
+            parameter.data = pruned(parameter, StorageLayout(experts.is_transposed, interleaved))
             weight = PackedTensor.from_dense(
                 parameter, CONFIG, transposed=experts.is_transposed, interleaved=interleaved, name=name
             )

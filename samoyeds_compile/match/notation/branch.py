@@ -19,7 +19,7 @@ from samoyeds_compile.match.notation.products import Products
 from samoyeds_compile.match.notation.projections import is_parameter
 from samoyeds_compile.match.notation.reindex import Place
 from samoyeds_compile.match.notation.scores import Scores
-from samoyeds_compile.match.notation.terms import Call, Chosen, Score, combine, negated, substitute_score
+from samoyeds_compile.match.notation.terms import Chosen, Score, combine, negated, substitute_score, times
 from samoyeds_compile.match.region import require
 
 
@@ -164,7 +164,7 @@ class BranchReader:
             by_expert[expert.atom] = ids
         after, before = (substitute_score(replace(s, chosen=None), by_expert.get).term for s in (weight, scaled))
         return Branch(
-            ids, number, function, _scaled(after, c.scale), _scaled(before, function.scale), slot,
+            ids, number, function, times(after, c.scale), times(before, function.scale), slot,
             c.distinct or weight.distinct or scaled.distinct, c.dtypes,
         )  # fmt: skip
 
@@ -195,7 +195,7 @@ class BranchReader:
         function = replace(function, x=found.x)
         return [
             Branch(
-                kept.ids, number, function, _scaled(kept.term, contribution.scale), 1.0, self._slot(kept.ids), False,
+                kept.ids, number, function, times(kept.term, contribution.scale), 1.0, self._slot(kept.ids), False,
                 contribution.dtypes, kept.conditions, found.places,
             )
             for kept in found.kept
@@ -286,13 +286,6 @@ def _outside(weight: Score, scaled: Score, function: ExpertFunction, contributio
     zero = scaled.other == 0.0 and not any(p.bias for p in function.projections) and maps_zero_to_zero(function)
     require(zero, "experts that are not chosen still contribute, as 0 does not go to 0 in them", contribution.value)
     return _times(weight, [replace(scaled, term=1.0)], contribution), replace(scaled, chosen=None)
-
-
-def _scaled(term: Any, scale: float) -> Any:
-    """A term times a number."""
-    if scale == 1.0:
-        return term
-    return Call(torch.mul, (term, scale)) if term != 1.0 else scale
 
 
 def maps_zero_to_zero(function: ExpertFunction) -> bool:

@@ -41,7 +41,6 @@ from samoyeds_compile.match.notation.products import Contraction, Products
 from samoyeds_compile.match.notation.reindex import Place
 from samoyeds_compile.match.notation.segments import names_once
 from samoyeds_compile.match.notation.sums import (
-    ONE,
     At,
     Below,
     Flag,
@@ -52,13 +51,12 @@ from samoyeds_compile.match.notation.sums import (
     Sum,
     Tally,
     Test,
-    multiplied,
     parts_of,
     renamed,
     renamed_sum,
     renamed_test,
 )
-from samoyeds_compile.match.notation.terms import Call, Given, Leaf
+from samoyeds_compile.match.notation.terms import Call, Given, Leaf, times
 from samoyeds_compile.match.region import require
 
 NO_MASK = "the rows are dispatched by a tensor that is no mask of places"
@@ -168,7 +166,7 @@ class Capacity:
         (rows,) = [p for p in product.operands if mentions(p[1], inner)]
         (mask,) = [p for p in product.operands if p is not rows]
         x, token_of = self._token(rows, product)
-        combination, expert = self._choices(self._combination(), source[0])
+        combination, expert = self._choices(self.indicators.product_of(self.contribution.factors), source[0])
         dispatch, same = self._choices(self.indicators.of(*mask), source[0])
         require(expert == same, "rows are dispatched and combined along different axes", source[0])
         require(all(c.term == 1.0 for c in dispatch), "the rows are weighted where they are dispatched", source[0])
@@ -202,13 +200,6 @@ class Capacity:
         require(len(found) == len([b for b in product.bound if b.terms]), NO_MASK, product.value)
         return (value, tuple(substitute(i, found.get) for i in index)), found
 
-    def _combination(self) -> Sum | None:
-        total: Sum | None = ONE
-        for place in self.contribution.factors:
-            factor = self.indicators.of(*place)
-            total = None if total is None or factor is None else multiplied(total, factor)
-        return total
-
     def _choices(self, total: Sum | None, at: Value) -> tuple[list[Choice], Index]:
         """The products as choices, and the variable that counts experts."""
         require(total, NO_MASK, at)
@@ -228,8 +219,7 @@ class Capacity:
         placed = [t for t in own.tests if isinstance(t, At) and (t.index in cell or t.index == ZERO)]  # or one place
         require(len(placed) == 1 and not own.tallies, NO_MASK, at)
         rest = own.tests - set(placed)
-        number = own.number if own.term == 1.0 else Call(torch.mul, (own.term, own.number))
-        term = own.term if own.number == 1.0 else number
+        term = times(own.term, own.number)
         free = not any(mentions(parts_of(p), c) for c in cell if c.terms for p in (term, *rest, *placed[0].position))
         rest -= {Nonzero(factor) for factor in _factors(term)}  # a row that is weighted by 0 may be kept as well
         require(free and all(isinstance(t, (Below, Flag, Nonzero)) for t in rest), NO_MASK, at)
@@ -246,7 +236,7 @@ class Capacity:
                 require(not later.totals, SHARED, product.value)
                 continue
             earlier = ranked[number - 1]
-            new = later.totals - earlier_totals(earlier, later)
+            new = later.totals - _earlier_totals(earlier, later)
             require(len(new) == 1 and len(later.totals) == number, SHARED, product.value)
             require(self._counts(next(iter(new)), earlier, later.choice), SHARED, product.value)
 
@@ -325,7 +315,7 @@ def split_places(contribution: Contribution, notation: Notation) -> Contribution
     return contribution
 
 
-def earlier_totals(earlier: _Ranked, later: _Ranked) -> frozenset[Tally]:
+def _earlier_totals(earlier: _Ranked, later: _Ranked) -> frozenset[Tally]:
     """The totals that an earlier position starts from, for the expert of the later one."""
     mine, theirs = earlier.choice.ids, later.choice.ids
     return frozenset(replace(t, index=tuple(theirs if i == mine else i for i in t.index)) for t in earlier.totals)

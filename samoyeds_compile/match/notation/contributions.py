@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from samoyeds_compile.graph.ops import ZEROS
 from samoyeds_compile.graph.values import Value
 from samoyeds_compile.match.notation.conditions import Condition, Equal, Mask, substitute_condition
 from samoyeds_compile.match.notation.index import (
-    Atom,
     Coordinate,
     Count,
     Index,
@@ -66,7 +66,6 @@ class Contribution:
     distinct: bool = False
 
 
-_ZEROS = frozenset(("zeros", "zeros_like", "new_zeros"))
 UNINITIALISED = frozenset(("empty", "empty_like", "new_empty"))
 MAX_ITEMS = 100_000
 
@@ -107,7 +106,7 @@ class Contributions:
         op = item.value.op
         if self.products.is_product(item.value):
             return self._product(item)
-        if op in _ZEROS or (op in ("full", "full_like", "new_full") and _fill_of(item.value) == 0):
+        if op in ZEROS or (op in ("full", "full_like", "new_full") and _fill_of(item.value) == 0):
             return []
         if op in ("cat", "stack"):
             return self._parts(item)
@@ -224,7 +223,7 @@ class Contributions:
         if value.arg("alpha", 1) != 1 or axis not in (0, -len(value.shape)) or not isinstance(rows, Value):
             return None
         return [
-            self._at(item, base, item.index, origin=self._origin(item, base)),
+            self._base(item, base),
             *self._accumulated(item, chosen, rows),
         ]
 
@@ -236,7 +235,7 @@ class Contributions:
         if tuple(chosen.shape) != tuple(rows.shape):
             return None
         return [
-            self._at(item, base, item.index, origin=self._origin(item, base)),
+            self._base(item, base),
             *self._accumulated(item, chosen, rows),
         ]
 
@@ -266,14 +265,14 @@ class Contributions:
             if len(chosen) != 1 or mask is not None:
                 return None
             return [
-                self._at(item, base, item.index, origin=self._origin(item, base)),
+                self._base(item, base),
                 *self._accumulated(item, chosen[0], rows),
             ]
         added = self._read_back(base, value.arg("indices"), rows)
         if added is not None and len(chosen) == 1 and mask is None:  # out[t] += rows, each t at most once
             distinct = replace(item, distinct=True)
             return [
-                self._at(item, base, item.index, origin=self._origin(item, base)),
+                self._base(item, base),
                 *self._accumulated(distinct, chosen[0], added),
             ]
         return self._overwritten(item, base, rows if added is None else None, added, mask)
@@ -390,9 +389,7 @@ _RULES = frozenset(
 
 def substituted(item: Contribution, variable: Index, by: Index) -> Contribution:
     """A contribution with a bound variable replaced."""
-
-    def replaced(atom: Atom) -> Index | None:
-        return by if of_atom(atom) == variable else None
+    replaced = {variable.atom: by}.get
 
     def moved(place: Place) -> Place:
         return place[0], tuple(substitute(i, replaced) for i in place[1])

@@ -314,7 +314,7 @@ def mentions(index: Iterable[Index], part: Index) -> bool:
     return any(a in wanted for i in index for a in atoms(i))
 
 
-def substitute(index: Index, replaced: Callable[[Atom], Index | None]) -> Index:
+def substitute(index: Index, replaced: Callable[[Any], Index | None]) -> Index:
     """``index`` with atoms replaced, at any depth."""
     result = Index(index.constant)
     for atom, coefficient in index.terms:
@@ -322,7 +322,7 @@ def substitute(index: Index, replaced: Callable[[Atom], Index | None]) -> Index:
     return result
 
 
-def _substituted(atom: Atom, replaced: Callable[[Atom], Index | None]) -> Index:
+def _substituted(atom: Atom, replaced: Callable[[Any], Index | None]) -> Index:
     new = replaced(atom)
     if new is not None:
         return new

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from samoyeds_compile.graph.ops import ONES, ZEROS
 from samoyeds_compile.graph.values import Value
 from samoyeds_compile.match.notation.index import (
     Element,
@@ -33,7 +34,7 @@ from samoyeds_compile.match.notation.index import (
 )
 from samoyeds_compile.match.notation.notation import Notation
 from samoyeds_compile.match.notation.products import Contraction, Products
-from samoyeds_compile.match.notation.reindex import broadcast
+from samoyeds_compile.match.notation.reindex import Place, axis_summed, broadcast
 from samoyeds_compile.match.notation.segments import chosen_from, names_once
 from samoyeds_compile.match.notation.sums import (
     NOTHING,
@@ -57,7 +58,6 @@ from samoyeds_compile.match.notation.terms import Call, Leaf
 
 MAX_DEPTH = 40
 """How many ops to look through; the gating of GShard has about twenty."""
-
 
 _EXACT = (torch.float32, torch.float64, torch.int32, torch.int64)
 """Dtypes in which counts of rows are exact."""
@@ -122,6 +122,14 @@ class Indicators:
         if isinstance(operand, Value):
             return self.of(operand, broadcast(index, operand)) if operand.is_tensor else None
         return number_sum(float(operand)) if isinstance(operand, (int, float)) else None
+
+    def product_of(self, places: Sequence[Place]) -> Sum | None:
+        """The product of elements."""
+        total: Sum | None = ONE
+        for place in places:
+            factor = self.of(*place)
+            total = None if total is None or factor is None else multiplied(total, factor)
+        return total
 
     # ------------------------------------------------------------------------------- sums over a variable
 
@@ -284,12 +292,10 @@ class Indicators:
         return None if None in parts else added(*(p for p in parts if p is not None))
 
     def _sum(self, value: Value, index: tuple[Index, ...]) -> Sum | None:
-        source, axes = value.input, value.arg("dim")
-        axes = axes if isinstance(axes, tuple) else (axes,)
-        if not isinstance(source, Value) or len(axes) != 1 or not isinstance(axes[0], int):
+        summed = axis_summed(value, index)
+        if summed is None:
             return None
-        axis = axes[0] % len(source.shape)
-        rest = [*index[:axis], *index[axis + 1 :]] if value.arg("keepdim", False) else list(index)
+        source, (axis, rest) = value.input, summed
         variable = self.notation.variables.new(sizes_of(source)[axis])
         inner = self.of(source, (*rest[:axis], variable, *rest[axis:]))
         found = None if inner is None else self.summed(inner, variable)
@@ -361,10 +367,7 @@ class Indicators:
         return None if product is None else self._contracted(product)
 
     def _contracted(self, product: Contraction) -> Sum | None:
-        total: Sum | None = ONE if product.bias is None else None
-        for place in product.operands:
-            factor = self.of(*place)
-            total = None if total is None or factor is None else multiplied(total, factor)
+        total = self.product_of(product.operands) if product.bias is None else None
         for variable in product.bound:
             total = None if total is None else self.summed(total, variable)
         return total
@@ -419,6 +422,6 @@ _RULES: dict[str, Callable[[Indicators, Value, tuple[Index, ...]], Sum | None]] 
     "cumsum": Indicators._cumsum,
     "scatter": Indicators._scatter,
     **dict.fromkeys(("einsum", "bmm", "matmul", "mm"), Indicators._contraction),
-    **dict.fromkeys(("zeros", "zeros_like", "new_zeros"), Indicators._zeros),
-    **dict.fromkeys(("ones", "ones_like", "new_ones"), Indicators._ones),
+    **dict.fromkeys(ZEROS, Indicators._zeros),
+    **dict.fromkeys(ONES, Indicators._ones),
 }

@@ -136,6 +136,16 @@ def _slice(value: Value, index: tuple[Index, ...], integers: Integers) -> Place 
     return value.input, tuple(source + rest)
 
 
+def axis_summed(value: Value, index: tuple[Index, ...]) -> tuple[int, list[Index]] | None:
+    """(the axis that a sum runs over, the index without it), for a sum over one axis of a tensor."""
+    axes = value.arg("dim")
+    axes = axes if isinstance(axes, tuple) else (axes,)
+    if not isinstance(value.input, Value) or len(axes) != 1 or not isinstance(axes[0], int):
+        return None
+    axis = axes[0] % len(value.input.shape)
+    return axis, [*index[:axis], *index[axis + 1 :]] if value.arg("keepdim", False) else list(index)
+
+
 def _sliced(index: Index, part: slice, size: Size) -> Index:
     start, stride = part.start or 0, part.step or 1
     if isinstance(start, Value):

@@ -8,7 +8,6 @@ from typing import Any
 from samoyeds_compile.graph.values import Value
 from samoyeds_compile.match.notation.conditions import Condition, Equal, Mask, substitute_condition
 from samoyeds_compile.match.notation.index import (
-    Atom,
     Coordinate,
     Count,
     Index,
@@ -44,10 +43,7 @@ class Rows:
 
     def substituted(self, variable: Index, by: Index, fresh: tuple[Index, ...] = ()) -> Rows:
         """With a variable replaced by an index of ``fresh`` ones."""
-
-        def replaced(atom: Atom) -> Index | None:
-            return by if of_atom(atom) == variable else None
-
+        replaced = {variable.atom: by}.get
         bound = tuple(b for b in self.bound if b != variable and b.terms) + tuple(f for f in fresh if f.terms)
         conditions = tuple(substitute_condition(c, replaced) for c in self.conditions)
         return Rows(substitute(self.row, replaced), bound, conditions)
@@ -59,7 +55,7 @@ def rows_at(chosen: Value, target: tuple[Index, ...], notation: Notation) -> Row
     index = (row, *target[1:])[: len(chosen.shape)]
     seen = notation.integer(chosen, index)
     space = _row_space(seen if seen.terms else _source(chosen, index, notation), row, notation)
-    seen = substitute(seen, lambda a: space.row if of_atom(a) == row else None)
+    seen = substitute(seen, {row.atom: space.row}.get)
     solution = _equate(seen, target[0], space, notation)
     require(solution is not None, "rows are added to places that are not understood", chosen)
     assert solution is not None

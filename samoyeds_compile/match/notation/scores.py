@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from samoyeds_compile.graph.ops import ONES, ZEROS
 from samoyeds_compile.graph.values import Value
 from samoyeds_compile.match.notation.index import (
     Element,
@@ -22,7 +23,7 @@ from samoyeds_compile.match.notation.index import (
     sizes_of,
 )
 from samoyeds_compile.match.notation.notation import Notation
-from samoyeds_compile.match.notation.reindex import broadcast, index_parts
+from samoyeds_compile.match.notation.reindex import axis_summed, broadcast, index_parts
 from samoyeds_compile.match.notation.terms import Chosen, Leaf, Score, _applied, combine, negated
 
 _UNARY: dict[str, Callable[..., Any]] = {
@@ -34,12 +35,6 @@ _UNARY: dict[str, Callable[..., Any]] = {
 _BINARY: dict[str, Callable[..., Any]] = {
     "mul": torch.mul, "div": torch.div, "add": torch.add, "sub": torch.sub,
 }  # fmt: skip
-
-
-_CONSTANT_ZERO = frozenset(("zeros", "zeros_like", "new_zeros"))
-
-
-_CONSTANT_ONE = frozenset(("ones", "ones_like", "new_ones"))
 
 
 _BOOLEAN_AND = frozenset(("logical_and", "bitwise_and"))
@@ -137,8 +132,8 @@ class Scores:
         return None
 
     def _rule(self, op: str) -> Callable[[Value, tuple[Index, ...]], Score | None] | None:
-        if op in _CONSTANT_ZERO or op in _CONSTANT_ONE:
-            return lambda value, index: Score(float(op in _CONSTANT_ONE))
+        if op in ZEROS or op in ONES:
+            return lambda value, index: Score(float(op in ONES))
         if op in _UNARY:
             return lambda value, index: self._mapped(value, index, _UNARY[op])
         if op in _BINARY:
@@ -316,12 +311,10 @@ class Scores:
 
     def _sum(self, value: Value, index: tuple[Index, ...]) -> Score | None:
         """A sum over the slots of a token, in which one slot at most counts for an expert."""
-        source, axes = value.input, value.arg("dim")
-        axes = axes if isinstance(axes, tuple) else (axes,)
-        if not isinstance(source, Value) or len(axes) != 1 or not isinstance(axes[0], int):
+        summed = axis_summed(value, index)
+        if summed is None:
             return None
-        axis = axes[0] % len(source.shape)
-        rest = [*index[:axis], *index[axis + 1 :]] if value.arg("keepdim", False) else list(index)
+        source, (axis, rest) = value.input, summed
         slot = self._new_slot(sizes_of(source)[axis])
         inner = self.of(source, (*rest[:axis], slot, *rest[axis:]))
         if inner is None or inner.chosen is None or inner.other != 0.0:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from samoyeds_compile.graph.ops import ZEROS
 from samoyeds_compile.graph.values import Value
 from samoyeds_compile.match.notation.index import Element, Index, Rank, Size, Sorted, of_atom, sizes_of, substitute
 from samoyeds_compile.match.notation.notation import Notation
@@ -133,7 +134,7 @@ def _marks_ids(table: Value, experts: Size) -> bool:
     ids, base = table.arg("index"), strip_casts(table.input)
     ones = table.arg("src", table.arg("value")) == 1 and table.arg("dim") in (1, -1) and table.arg("reduce") is None
     distinct = isinstance(ids, Value) and names_once(ids)
-    zeros = base.op in ("zeros", "zeros_like", "new_zeros")
+    zeros = base.op in ZEROS
     return bool(ones and distinct and zeros and sizes_of(table)[-1] == experts)
 
 

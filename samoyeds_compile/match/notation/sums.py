@@ -12,11 +12,7 @@ from typing import Any
 import torch
 
 from samoyeds_compile.graph.values import Value
-from samoyeds_compile.match.notation.index import (
-    Index,
-    Size,
-    substitute,
-)
+from samoyeds_compile.match.notation.index import Index, Size, substitute
 from samoyeds_compile.match.notation.reindex import Place
 from samoyeds_compile.match.notation.terms import Call, Leaf, substitute_term
 
@@ -89,15 +85,11 @@ class Product:
 
 
 Sum = frozenset[Product]
-
-
 NOTHING: Sum = frozenset()
-
-
 ONE: Sum = frozenset((Product(),))
 
-
 MOST_PRODUCTS = 24
+"""Sums that would become longer are not multiplied out; the gating of GShard has two products."""
 
 
 def number_sum(number: float) -> Sum:

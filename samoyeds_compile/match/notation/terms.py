@@ -144,6 +144,13 @@ def negated(score: Score | None) -> Score | None:
     return replace(score, term=1.0 - score.term, other=1.0 - score.other)
 
 
+def times(term: Any, scale: float) -> Any:
+    """A term times a number."""
+    if scale == 1.0:
+        return term
+    return Call(torch.mul, (term, scale)) if term != 1.0 else scale
+
+
 def _applied(function: Callable[..., Any], arguments: tuple[Any, ...], keywords: Any = ()) -> Term:
     if all(isinstance(a, (int, float, torch.dtype)) for a in arguments):
         found = _number(function, *arguments, keywords=keywords)

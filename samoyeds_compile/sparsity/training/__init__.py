@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from samoyeds_compile.sparsity.layout import StorageLayout
 from samoyeds_compile.sparsity.training.distill import Distillation, distillation_loss
-from samoyeds_compile.sparsity.training.layout import StorageLayout
 from samoyeds_compile.sparsity.training.loop import SparseTraining
 from samoyeds_compile.sparsity.training.masked import MaskedParameter, dense_masters, masked_parameters
 from samoyeds_compile.sparsity.training.prepare import bake_, make_trainable_

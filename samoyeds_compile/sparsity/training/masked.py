@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from samoyeds_compile.errors import SparsityError
 from samoyeds_compile.sparsity.config import SparsityConfig
+from samoyeds_compile.sparsity.layout import StorageLayout
 from samoyeds_compile.sparsity.pack import validate
 from samoyeds_compile.sparsity.solver import best_mask
-from samoyeds_compile.sparsity.training.layout import StorageLayout
 
 ENTRIES = "_masked_parameters"
 """Attribute of a prepared module: for each masked parameter its pattern and its layout."""

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from samoyeds_compile.errors import SparsityError
 from samoyeds_compile.sparsity.config import SparsityConfig
+from samoyeds_compile.sparsity.layout import StorageLayout
 from samoyeds_compile.sparsity.pack import validate
 from samoyeds_compile.sparsity.solver import require_matrix
-from samoyeds_compile.sparsity.training.layout import StorageLayout
 from samoyeds_compile.sparsity.training.masked import (
     ENTRIES,
     magnitude_mask,

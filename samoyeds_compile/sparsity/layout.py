@@ -31,9 +31,8 @@ class StorageLayout:
         if not self.interleaved:
             return matrix
         if matrix.shape[-2] % 2:
-            raise SparsityError(
-                f"{name}: {matrix.shape[-2]} rows cannot be gate and up in turn; pass interleaved=False"
-            )
+            rows = f"{name}: has {matrix.shape[-2]} rows, which cannot alternate between gate and up"
+            raise SparsityError(f"{rows}; pass interleaved=False")
         pairs: Tensor = matrix.unflatten(-2, (-1, 2))
         return pairs.transpose(-3, -2).flatten(-3, -2)
 
