@@ -39,7 +39,7 @@ class Masters:
 
 def masters(projection: Projection, weights: Sequence[Tensor], pruned: Sequence[Pruned]) -> Masters:
     """Of the matrices of all experts, before and after pruning."""
-    layout = StorageLayout(projection.transposed, projection.interleaved)
+    layout = StorageLayout(projection.transposed, projection.interleaved, projection.flat)
 
     def stored(matrices: list[Tensor]) -> Tensor:
         return layout.to_stored(torch.stack(matrices) if projection.stacked else matrices[0]).contiguous()
