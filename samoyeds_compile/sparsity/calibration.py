@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samoyeds_compile.errors import SparsityError
-from samoyeds_compile.sparsity.projections import Block
+from samoyeds_compile.sparsity.projections import Block, Projection, Stack
 from samoyeds_compile.sparsity.stats import InputStats, Stats, Wanted
 
 
@@ -78,8 +77,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def _hooked(blocks: list[Block], stats: Stats, routed: bool) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for block in blocks:
-            if block.stacked:
-                hook = _stacked_hook(block, stats, routed)
+            if block.stack is not None:
+                hook = _stacked_hook(block, block.stack, stats, routed)
                 stack.callback(block.module.register_forward_pre_hook(hook, with_kwargs=True).remove)
                 continue
             for projection in block.projections:
@@ -98,48 +97,22 @@ def _linear_hook(stats: InputStats, routed: bool) -> Callable[[nn.Module, tuple[
     return hook
 
 
-def _stacked_hook(block: Block, stats: Stats, routed: bool) -> Callable[..., None]:
-    signature = inspect.signature(type(block.module).forward)
-    (up,), (down,) = block.of_role("up"), block.of_role("down")
+def _stacked_hook(block: Block, stack: Stack, stats: Stats, routed: bool) -> Callable[..., None]:
+    ups, (down,) = block.of_role("up"), block.of_role("down")
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x, ids, weights = list(signature.bind(module, *args, **kwargs).arguments.values())[1:4]
-        x, ids, weights = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (x, ids, weights))
-        for expert, slots in enumerate(slots_of_experts(ids, block.experts)):
-            if len(slots):
-                tokens, of_tokens = x[slots // ids.shape[1]], weights.reshape(-1)[slots]
-                stats[up.name].add(expert, tokens, of_tokens, routed)
-                stats[down.name].add(expert, intermediate(block, expert, tokens), of_tokens, routed)
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for expert, x, weights in stack.tokens(*args, **kwargs):
+            if len(x):
+                for up in ups:
+                    stats[up.name].add(expert, x, weights, routed)
+                between = stack.between(*(_output(up, expert, x) for up in ups))
+                stats[down.name].add(expert, between, weights, routed)
 
     return hook
 
 
-def slots_of_experts(ids_TK: Tensor, experts: int) -> list[Tensor]:
-    """For each expert the positions in the flattened ids where it stands; ids of nobody are left out."""
-    ids = ids_TK.reshape(-1)
-    order = ids.argsort(stable=True)
-    known = (ids >= 0) & (ids < experts)
-    order = order[known[order]]
-    counts = torch.bincount(ids[known], minlength=experts).tolist()
-    return list(order.split(counts))
-
-
-def intermediate(block: Block, expert: int, x_NH: Tensor) -> Tensor:
-    """What down takes, [N, I]: the expert's own first projection, bias, gate and activation."""
-    (up,) = block.of_role("up")
-    module: Any = block.module
-    weight = up.parameter[expert]
-    out = F.linear(x_NH.to(weight.dtype), weight.mT if up.transposed else weight)
-    if up.bias is not None:
-        out = out + getattr(module, up.bias)[expert]
-    return activated(block, out)
-
-
-def activated(block: Block, out_NR: Tensor) -> Tensor:
-    """What a stack of experts makes of the output of its first projection: [N, I]."""
-    module: Any = block.module
-    gated = block.of_role("up")[0].attribute == "gate_up_proj"
-    if gated and not hasattr(module, "_apply_gate"):
-        gate, up = out_NR.chunk(2, dim=-1)
-        return module.act_fn(gate) * up  # type: ignore[no-any-return]
-    return module._apply_gate(out_NR) if gated else module.act_fn(out_NR)  # type: ignore[no-any-return]
+def _output(up: Projection, expert: int, x_NH: Tensor) -> Tensor:
+    """What a projection of a stack, dense or packed, gives for tokens of an expert: [N, R] in stored order."""
+    weight = up.stored[expert]
+    bias = None if up.bias is None else getattr(up.owner, up.bias)[expert]
+    return F.linear(x_NH.to(weight.dtype), weight.mT if up.transposed else weight, bias)

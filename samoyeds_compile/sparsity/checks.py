@@ -27,7 +27,7 @@ def require_prunable(model: nn.Module, blocks: list[Block]) -> None:
 
 def _require_prunable(projection: Projection, names: dict[int, list[str]]) -> None:
     name, weight = projection.name, projection.parameter
-    dims = 3 if projection.stacked else 2
+    dims = 3 if projection.stacked and not projection.flat else 2
     if projection.owner._parameters.get(projection.attribute) is not weight:
         raise SparsityError(f"{name}: is computed from other parameters; end training with masks first (bake_)")
     if type(weight) not in (nn.Parameter, Tensor):

@@ -30,7 +30,7 @@ def packed(projection: Projection, pieces: list[PackedWeight]) -> tuple[Replacem
             of most of what is packed at a time.
     """
     first = pieces[0]
-    form = Form(first.config, *first.shape, flipped=projection.transposed, interleaved=projection.interleaved)
+    form = Form(first.config, *first.shape, projection.transposed, projection.interleaved, flat=bool(projection.flat))
     values = [piece.values for piece in pieces]
     metadata, selection = [piece.metadata for piece in pieces], [piece.selection for piece in pieces]
     del first

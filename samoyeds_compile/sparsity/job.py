@@ -127,7 +127,8 @@ class Job:
         dense, pieces, weights, masks = projection.parameter, [], [], []
         energy = error = size = 0.0
         for expert in range(projection.experts):
-            weight = _ordered(projection, projection.matrix(expert), orders[expert] if orders else None)
+            order = orders[expert] if orders and expert < len(orders) else None
+            weight = _ordered(projection, projection.matrix(expert), order)
             pruned = prune(weight, stats, expert, self.config, self.method, self.refines)
             if self.trainable:
                 weights.append(weight)

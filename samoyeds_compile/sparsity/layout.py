@@ -16,17 +16,23 @@ class StorageLayout:
     Attributes:
         transposed: the parameter is stored [..., cols, rows], input features first.
         interleaved: the rows of gate and up alternate; the pattern is of all gate rows, then all up rows.
+        flat: how many matrices the parameter has one below the other, [E * ., .]; 0 if it is a matrix or a stack.
     """
 
     transposed: bool = False
     interleaved: bool = False
+    flat: int = 0
 
     def to_rows(self, stored: Tensor, name: str = "weight") -> Tensor:
         """A stored [..., ., .] as [..., rows, cols]: a view, but for interleaved rows a copy.
 
         Raises:
-            SparsityError: an odd number of rows cannot be interleaved.
+            SparsityError: an odd number of rows cannot be interleaved, or rows are no whole number of matrices.
         """
+        if self.flat:
+            if stored.dim() != 2 or stored.shape[0] % self.flat:
+                raise SparsityError(f"{name}: {list(stored.shape)} is not {self.flat} matrices; pass flat=0")
+            stored = stored.unflatten(0, (self.flat, -1))
         matrix = stored.mT if self.transposed else stored
         if not self.interleaved:
             return matrix
@@ -41,4 +47,5 @@ class StorageLayout:
         if self.interleaved:
             halves: Tensor = rows.unflatten(-2, (2, -1))
             rows = halves.transpose(-3, -2).flatten(-3, -2)
-        return rows.mT if self.transposed else rows
+        stored = rows.mT if self.transposed else rows
+        return stored.flatten(0, 1) if self.flat else stored

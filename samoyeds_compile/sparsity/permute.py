@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from samoyeds_compile.errors import SparsityError
-from samoyeds_compile.sparsity.calibration import activated
 from samoyeds_compile.sparsity.install import Replacement
 from samoyeds_compile.sparsity.order import rows
-from samoyeds_compile.sparsity.projections import Block, Projection
+from samoyeds_compile.sparsity.projections import Block, Projection, Stack
 
 
 def require_permutable(block: Block) -> None:
@@ -37,25 +36,24 @@ def require_permutable(block: Block) -> None:
 
 def _require_alike(block: Block, features: int) -> None:
     """Rotate the features of made-up values: what is between the projections must rotate with them."""
-    trial = _stacked_trial if block.stacked else _listed_trial
     order = torch.arange(features, device=block.projections[0].parameter.device).roll(1)
-    expected, found = trial(block, order)
+    expected, found = _listed_trial(block, order) if block.stack is None else _stacked_trial(block, block.stack, order)
     if not torch.allclose(found, expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())):
         raise SparsityError(f"{block.name}: treats its intermediate features differently; pass permute=False")
 
 
-def _stacked_trial(block: Block, order: Tensor) -> tuple[Tensor, Tensor]:
-    """What down takes, for an up projection as it is and in an order."""
-    (up,) = block.of_role("up")
-    made_up = torch.linspace(-2, 2, 3 * len(order) * up.runs, device=order.device, dtype=up.parameter.dtype).cos()
-    out = made_up.view(3, -1)
-    return activated(block, out)[:, order], activated(block, _reordered(up, out, order))
+def _stacked_trial(block: Block, stack: Stack, order: Tensor) -> tuple[Tensor, Tensor]:
+    """What down takes, for up projections as they are and in an order."""
+    ups = block.of_role("up")
+    outputs = [_made_up(order, len(order) * up.runs, up.parameter.dtype) + shift for shift, up in enumerate(ups)]
+    ordered = [_reordered(up, output, order) for up, output in zip(ups, outputs, strict=True)]
+    return stack.between(*outputs)[:, order], stack.between(*ordered)
 
 
 def _listed_trial(block: Block, order: Tensor) -> tuple[Tensor, Tensor]:
     """What an expert gives, as it is and with its features in an order."""
     like = block.projections[0]
-    x = torch.linspace(-2, 2, 3 * like.shape[1], device=order.device, dtype=like.parameter.dtype).cos()
+    x = _made_up(order, like.shape[1], like.parameter.dtype)
     changed = {}
     for p in block.projections:
         path = p.name.removeprefix(f"{block.name}.").removesuffix(p.attribute)
@@ -63,10 +61,15 @@ def _listed_trial(block: Block, order: Tensor) -> tuple[Tensor, Tensor]:
         if p.role == "up" and p.bias is not None:
             changed[f"{path}{p.bias}"] = getattr(p.owner, p.bias)[order]
     try:
-        given = [torch.func.functional_call(block.module, with_, x.view(3, -1)) for with_ in ({}, changed)]
+        given = [torch.func.functional_call(block.module, with_, x) for with_ in ({}, changed)]
     except Exception as error:
         raise SparsityError(f"{block.name}: can't be tried on tokens alone ({error}); pass permute=False") from error
     return given[0], given[1]
+
+
+def _made_up(order: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """Three rows of values, where ``order`` is."""
+    return torch.linspace(-2, 2, 3 * width, device=order.device, dtype=dtype).cos().view(3, width)
 
 
 def reordered_biases(block: Block, orders: list[Tensor]) -> list[Replacement]:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from samoyeds_compile.sparsity.layout import StorageLayout
+
+Tokens = Callable[..., Iterator[tuple[int, Tensor, Tensor]]]
+"""Of the arguments of a call: the number of an expert, its tokens [N, H] and their routing weights [N]."""
+Between = Callable[..., Tensor]
+"""What the last projection takes, [N, I], of what the others give."""
+
+
+def path(*names: str) -> str:
+    """Dotted name of what stands below a module, which may be the model itself."""
+    return ".".join(name for name in names if name)
 
 
 @dataclass(frozen=True)
@@ -18,7 +29,8 @@ class Projection:
         owner: the module that holds it.
         attribute: its name there.
         role: ``"up"`` (rows are intermediate features), ``"down"`` (columns are) or ``"other"``.
-        stacked: the parameter is [E, ...], not a matrix.
+        stacked: the parameter is of all experts: [E, ...], or flat.
+        flat: how many matrices the parameter has one below the other, [E · rows, cols]; 0 if it is not flat.
         transposed: a stored matrix is [cols, rows].
         runs: 2 where gate and up are one matrix, [gate rows; up rows] when read.
         interleaved: rows of gate and up alternate in storage.
@@ -30,6 +42,7 @@ class Projection:
     attribute: str
     role: str
     stacked: bool = False
+    flat: int = 0
     transposed: bool = False
     runs: int = 1
     interleaved: bool = False
@@ -42,25 +55,44 @@ class Projection:
         return found
 
     @property
+    def stored(self) -> Tensor:
+        """The parameter as [E, ., .], or as a matrix if it is one."""
+        weight = self.parameter.detach()
+        return weight.view(self.flat, -1, weight.shape[-1]) if self.flat else weight
+
+    @property
     def experts(self) -> int:
         """How many experts the parameter has weights of."""
-        return self.parameter.shape[0] if self.stacked else 1
+        return self.stored.shape[0] if self.stacked else 1
 
     @property
     def layout(self) -> StorageLayout:
         """Where rows and columns lie in storage."""
-        return StorageLayout(self.transposed, self.interleaved)
+        return StorageLayout(self.transposed, self.interleaved, self.flat)
 
     @property
     def shape(self) -> tuple[int, int]:
         """(rows, cols): output features, input features."""
-        sizes = [int(size) for size in self.parameter.shape[-2:]]
+        sizes = [int(size) for size in self.stored.shape[-2:]]
         return (sizes[1], sizes[0]) if self.transposed else (sizes[0], sizes[1])
 
     def matrix(self, expert: int) -> Tensor:
         """Matrix [rows, cols] of an expert; gate rows before up rows."""
-        stored = self.parameter.detach()
-        return self.layout.to_rows(stored[expert] if self.stacked else stored, self.name)
+        of_one = replace(self.layout, flat=0)
+        return of_one.to_rows(self.stored[expert] if self.stacked else self.stored, self.name)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """How a module runs the experts that it holds stacks of.
+
+    Attributes:
+        tokens: what each expert gets, of the arguments of a call of the module.
+        between: what stands between the projections.
+    """
+
+    tokens: Tokens
+    between: Between
 
 
 @dataclass(frozen=True)
@@ -73,7 +105,7 @@ class Block:
         layer: name of what holds all experts of the layer; the module's own, or its list's.
         projections: all of its projections, in the order in which they run.
         chosen: names of those to work on.
-        stacked: the module holds stacks, and takes (hidden_states, top_k_index, top_k_weights).
+        stack: how the module runs them, if it holds stacks.
     """
 
     name: str
@@ -81,12 +113,12 @@ class Block:
     layer: str
     projections: tuple[Projection, ...]
     chosen: frozenset[str]
-    stacked: bool
+    stack: Stack | None = None
 
     @property
     def experts(self) -> int:
-        """How many experts."""
-        return self.projections[0].experts
+        """How many experts; a stack may have more matrices, which no token reaches."""
+        return min(projection.experts for projection in self.projections)
 
     def of_role(self, role: str) -> list[Projection]:
         """Projections of a role."""

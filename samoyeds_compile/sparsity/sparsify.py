@@ -36,11 +36,11 @@ def sparsify_(
 ) -> SparsityReport:
     """Prune the weights of experts to a pattern and pack them, in place.
 
-    Which weights: stacks of transformers' experts modules, and ``nn.Linear`` in lists of experts. Routers, attention
-    and shared experts stay dense. All checks and the calibration come before the first change, so that a wrong
-    argument, model or calibration leaves the model as it was. Then the parameters of one expert, or of one stack of
-    experts, after the other are replaced together, and the dense ones released, so that at most one more of these
-    exists at a time.
+    Which weights: stacks of transformers' experts modules, decorated or not, and ``nn.Linear`` in lists of experts.
+    Routers, attention and shared experts stay dense. All checks and the calibration come before the first change, so
+    that a wrong argument, model or calibration leaves the model as it was. Then the parameters of one expert, or of one
+    stack of experts, after the other are replaced together, and the dense ones released, so that at most one more of
+    these exists at a time.
 
     Args:
         model: an eager model; compile it afterwards.
@@ -91,7 +91,7 @@ def _progress(shown: bool) -> Progress:
 
 
 def _notes(blocks: list[Block], method: Method, permute: bool, permuted: set[str]) -> Iterator[str]:
-    listed = sum(not block.stacked for block in blocks)
+    listed = sum(block.stack is None for block in blocks)
     if listed and method.routed:
         yield f"{listed} experts are modules of a list, where routing weights are not seen; their tokens weigh the same"
     kept = [block.name for block in blocks if block.name not in permuted]

@@ -32,6 +32,7 @@ class Form:
         rows, cols: of a dense matrix, output and input features.
         flipped: the tensor is [..., cols, rows].
         interleaved: gate and up rows alternate in the tensor; packed are all gate rows, then all up rows.
+        flat: the tensor has the matrices of a stack one below the other, [E * ., .].
     """
 
     config: SparsityConfig
@@ -39,10 +40,11 @@ class Form:
     cols: int
     flipped: bool = False
     interleaved: bool = False
+    flat: bool = False
 
     @property
     def layout(self) -> StorageLayout:
-        """Where the rows and columns lie in the tensor."""
+        """Where the rows and columns of a matrix lie in the tensor."""
         return StorageLayout(self.flipped, self.interleaved)
 
     @property
@@ -66,14 +68,10 @@ class PackedTensor(Tensor):
     @staticmethod
     def __new__(cls, kept: Tensor, metadata: Tensor | None, selection: Tensor | None, form: Form) -> PackedTensor:
         """Wrap canonical storage."""
-        matrix = (form.cols, form.rows) if form.flipped else (form.rows, form.cols)
-        strides = (1, form.cols) if form.flipped else (form.cols, 1)
-        lead = tuple(kept.shape[:-2])
-        outer = (form.rows * form.cols,) * len(lead)
+        size, strides = _size(kept, form)
         return torch.Tensor._make_wrapper_subclass(
-            cls, (*lead, *matrix), strides=(*outer, *strides), dtype=kept.dtype, device=kept.device,
-            requires_grad=False,
-        )  # fmt: skip
+            cls, size, strides=strides, dtype=kept.dtype, device=kept.device, requires_grad=False
+        )
 
     def __init__(self, kept: Tensor, metadata: Tensor | None, selection: Tensor | None, form: Form) -> None:
         self.kept, self.metadata, self.selection, self.form = kept, metadata, selection, form
@@ -81,7 +79,7 @@ class PackedTensor(Tensor):
     @classmethod
     def from_dense(
         cls, weight: Tensor, config: SparsityConfig, *, transposed: bool = False, interleaved: bool = False,
-        name: str = "weight",
+        flat: int = 0, name: str = "weight",
     ) -> PackedTensor:  # fmt: skip
         """Pack a weight that has the pattern.
 
@@ -91,6 +89,7 @@ class PackedTensor(Tensor):
             transposed: stored [in, out].
             interleaved: rows alternate between gate and up, [gate0, up0, gate1, ...]; they are packed apart, so that no
                 choice of sub-rows is between a gate row and an up row.
+            flat: how many matrices a weight [E * ., .] has one below the other; 0 if it is a matrix or a stack.
             name: what to call it in an error.
 
         Raises:
@@ -99,8 +98,8 @@ class PackedTensor(Tensor):
         require_matrix(weight, name)
         if weight.dim() > 3:
             raise SparsityError(f"{name}: has {weight.dim()} dimensions; pass a matrix or a stack of them")
-        packed = pack(StorageLayout(transposed, interleaved).to_rows(weight.detach(), name), config, name)
-        form = Form(config, *packed.shape, flipped=transposed, interleaved=interleaved)
+        packed = pack(StorageLayout(transposed, interleaved, flat).to_rows(weight.detach(), name), config, name)
+        form = Form(config, *packed.shape, flipped=transposed, interleaved=interleaved, flat=bool(flat))
         return cls(packed.values, packed.metadata, packed.selection, form)
 
     @property
@@ -168,10 +167,20 @@ class PackedTensor(Tensor):
         return PackedTensor(function(self.kept), metadata, selection, form or self.form)
 
 
+def _size(kept: Tensor, form: Form) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Size and strides of the tensor that is seen."""
+    rows, cols = (form.cols, form.rows) if form.flipped else (form.rows, form.cols)
+    if form.flat:
+        return (kept.shape[0] * rows, cols), (cols, 1)
+    lead = tuple(kept.shape[:-2])
+    return (*lead, rows, cols), (*(rows * cols for _ in lead), *((1, rows) if form.flipped else (cols, 1)))
+
+
 def _dense(weight: PackedTensor) -> Tensor:
     form = weight.form
     dense: Tensor = torch.ops.samoyeds.unpack(weight.kept, weight.metadata, weight.selection, *form.numbers)
-    return form.layout.to_stored(dense)
+    dense = form.layout.to_stored(dense)
+    return dense.flatten(0, 1) if form.flat else dense
 
 
 def _unpacked(argument: Any) -> Any:
@@ -207,14 +216,45 @@ def _to_copy(weight: PackedTensor, *, dtype: torch.dtype | None = None, **kwargs
 
 def _transpose(weight: PackedTensor, first: int = -2, second: int = -1) -> PackedTensor:
     rank = weight.dim()
-    if {first % rank, second % rank} != {rank - 2, rank - 1}:
-        raise SparsityError("PackedTensor: only the last two dimensions can be transposed; use .to_dense()")
+    if weight.form.flat or {first % rank, second % rank} != {rank - 2, rank - 1}:
+        raise SparsityError("PackedTensor: only matrices, or each of a stack, can be transposed; use .to_dense()")
     return weight.with_inner(torch.Tensor.detach, replace(weight.form, flipped=not weight.form.flipped))
+
+
+def _permute(weight: PackedTensor, dims: Sequence[int]) -> PackedTensor:
+    """``weight.T`` of a matrix, and permutations that only swap the last two dimensions."""
+    order = [dim % weight.dim() for dim in dims]
+    if order[:-2] != list(range(weight.dim() - 2)):
+        raise SparsityError("PackedTensor: only the last two dimensions can be permuted; use .to_dense()")
+    return _same(weight) if order == sorted(order) else _transpose(weight)
 
 
 def _select(weight: PackedTensor, dim: int, index: Any) -> PackedTensor:
     _require_stack(weight, dim)
     return weight.with_inner(lambda t: t.select(0, index))
+
+
+def _slice(
+    weight: PackedTensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> PackedTensor:
+    """``weight[a:b]``: the stack of some experts."""
+    _require_stack(weight, dim)
+    return weight.with_inner(lambda t: aten.slice.Tensor(t, 0, start, end, step))
+
+
+def _view(weight: PackedTensor, size: Sequence[int]) -> PackedTensor:
+    """A flat weight as a stack, a stack as a flat weight, or either as it is."""
+    forms = [weight.form, *([replace(weight.form, flat=not weight.form.flat)] if weight.kept.dim() == 3 else [])]
+    for form in forms:
+        if _fits(size, _size(weight.kept, form)[0]):
+            return weight.with_inner(torch.Tensor.detach, form)
+    raise SparsityError("PackedTensor: is viewed as matrices of its experts only; use .to_dense()")
+
+
+def _fits(size: Sequence[int], whole: Sequence[int]) -> bool:
+    """Whether sizes, one of which may be left open, are these."""
+    alike = len(size) == len(whole) and list(size).count(-1) < 2
+    return alike and all(s in (-1, w) for s, w in zip(size, whole, strict=True))
 
 
 def _index(weight: PackedTensor, indices: Sequence[Tensor | None]) -> PackedTensor:
@@ -235,7 +275,10 @@ def _copy(weight: PackedTensor, source: Tensor, non_blocking: bool = False) -> P
     """``load_state_dict``: from packed weights of the same form, or dense ones that have the pattern."""
     if not isinstance(source, PackedTensor):
         form = weight.form
-        source = PackedTensor.from_dense(source, form.config, transposed=form.flipped, interleaved=form.interleaved)
+        flat = weight.kept.shape[0] if form.flat else 0
+        source = PackedTensor.from_dense(
+            source, form.config, transposed=form.flipped, interleaved=form.interleaved, flat=flat
+        )
     if source.form != weight.form:
         raise SparsityError(f"PackedTensor: {source.form} cannot be copied into {weight.form}; load the same config")
     for mine, theirs in zip(_inner(weight), _inner(source), strict=True):
@@ -254,7 +297,10 @@ _KEEP: dict[Any, Callable[..., Any]] = {
     aten._to_copy.default: _to_copy,
     aten.t.default: _transpose,
     aten.transpose.int: _transpose,
+    aten.permute.default: _permute,
     aten.select.int: _select,
+    aten.slice.Tensor: _slice,
+    aten.view.default: _view,
     aten.index.Tensor: _index,
     aten.copy_.default: _copy,
 }
@@ -279,7 +325,7 @@ def _expert_linear(x: Tensor, weights: Sequence[Any], offsets: Tensor, in_out: b
 
 def _packed_product(x: Tensor, weight: PackedTensor, offsets: Tensor, in_out: bool) -> Tensor | None:
     form = weight.form
-    if form.interleaved or x.dim() != 2:
+    if form.interleaved or x.dim() != 2 or weight.dim() != 3:
         return None
     values = weight.kept if weight.dtype == x.dtype else weight.kept.to(x.dtype)
     by_rows = in_out != form.flipped  # the sum runs over the rows of the canonical matrix

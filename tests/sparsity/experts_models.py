@@ -6,12 +6,15 @@ import functools
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.models.jetmoe import modeling_jetmoe
 
 from tests.models import families
 
-CLASSES = {entry.id: entry for entry in families.decorated_experts_classes()}
+CLASSES = {entry.id: entry for entry in families.decorated_experts_classes() + families.undecorated()}
 STACKED = ("mixtral", "qwen3_moe", "gpt_oss", "olmoe", "nemotron_h")
 """Nemotron-H has no gate; GPT-OSS is transposed, alternates gate and up, and has biases."""
+OTHER_STACKS = ("dbrx", "jetmoe", "llama4", "longcat_flash", "step3p7")
+"""Not decorated, and each stored in a way of its own."""
 
 
 @functools.cache
@@ -25,7 +28,9 @@ def build(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, dic
 
 
 def experts_of(model: nn.Module, name: str) -> list[nn.Module]:
-    return [module for module in model.modules() if isinstance(module, CLASSES[name].load())]
+    """The modules that run experts; jetmoe's hold two modules with stacks."""
+    experts = modeling_jetmoe.JetMoeMoE if name == "jetmoe" else CLASSES[name].load()
+    return [module for module in model.modules() if isinstance(module, experts)]
 
 
 @torch.no_grad()

@@ -15,18 +15,20 @@ CONFIGS = [SparsityConfig(1, 2, 32), SparsityConfig(1, 1, 16), SparsityConfig(2,
 
 
 class Model(nn.Module):
-    """A packed matrix, a packed stack, and a dense parameter."""
+    """A packed matrix, a packed stack, packed matrices one below the other, and a dense parameter."""
 
     def __init__(self, config: SparsityConfig) -> None:
         super().__init__()
         self.one = nn.Parameter(PackedTensor.from_dense(pruned((24, 40), config), config), requires_grad=False)
         stack = PackedTensor.from_dense(pruned((3, 20, 7), config, True), config, transposed=True)
-        self.inner = nn.ParameterDict({"stack": nn.Parameter(stack, requires_grad=False)})
+        flat = PackedTensor.from_dense(pruned((3, 20, 7), config).view(60, 7), config, flat=3)
+        both = {"stack": stack, "flat": flat}
+        self.inner = nn.ParameterDict({name: nn.Parameter(w, requires_grad=False) for name, w in both.items()})
         self.bias = nn.Parameter(torch.randn(24))
         self.register_buffer("steps", torch.tensor(3))
 
     def weights(self):
-        return [self.one.to_dense(), self.inner["stack"].to_dense(), self.bias, self.steps]
+        return [self.one.to_dense(), *(w.to_dense() for w in self.inner.values()), self.bias, self.steps]
 
 
 def same(a: Model, b: Model) -> bool:

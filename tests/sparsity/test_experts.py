@@ -4,28 +4,85 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from samoyeds_compile.errors import SparsityError
-from samoyeds_compile.sparsity import PackedTensor, SparsityConfig
+from samoyeds_compile.sparsity import PackedTensor, SparsityConfig, sparsify_
 from samoyeds_compile.sparsity.checks import require_prunable
 from samoyeds_compile.sparsity.experts import find_blocks
+from samoyeds_compile.sparsity.projections import Block
 from samoyeds_compile.sparsity.training import make_trainable_
-from tests.sparsity.experts_models import CLASSES, STACKED, ListedModel, build, experts_of
+from tests.sparsity.experts_models import (
+    CLASSES,
+    OTHER_STACKS,
+    STACKED,
+    ListedModel,
+    build,
+    experts_of,
+    state,
+    unchanged,
+)
 
 MATRICES = {"gate_proj", "up_proj", "down_proj"}
 
 
-@pytest.mark.parametrize("name", STACKED)
+@pytest.mark.parametrize("name", [*STACKED, *OTHER_STACKS])
 def test_stacks_are_found(name: str) -> None:
     model, _ = build(name)
     blocks = find_blocks(model)
     assert [block.module for block in blocks] == experts_of(model, name)
     for block in blocks:
-        up, down = block.projections
-        assert (up.role, down.role) == ("up", "down") and block.chosen == {up.name, down.name}
-        assert model.get_parameter(up.name) is up.parameter and model.get_parameter(down.name) is down.parameter
-        assert up.shape == (up.runs * down.shape[1], down.shape[0]) and up.experts == block.experts
+        *ups, down = block.projections
+        assert down.role == "down" and {up.role for up in ups} == {"up"}
+        assert block.chosen == {p.name for p in block.projections} and block.experts == down.experts == 8
+        assert all(model.get_parameter(p.name) is p.parameter for p in block.projections)
+        for up in ups:
+            assert up.shape == (up.runs * down.shape[1], down.shape[0])
+            assert up.experts == 8 + 2 * (name == "longcat_flash")  # of experts that pass tokens on, and read by nobody
+
+
+def recorded(model: nn.Module, blocks: list[Block], inputs: dict[str, Tensor]) -> dict[str, tuple]:
+    """Arguments and output of every block's module."""
+    seen = {}
+
+    def hook(name, args, kwargs, output):
+        seen[name] = (args, kwargs, output)
+
+    for block in blocks:
+        block.module.register_forward_hook(lambda _, *call, name=block.name: hook(name, *call), with_kwargs=True)
+    with torch.no_grad():
+        model(**inputs)
+    return seen
+
+
+@pytest.mark.parametrize("name", OTHER_STACKS)
+@torch.no_grad()
+def test_what_is_read_of_stacks_adds_up_to_what_they_give(name: str) -> None:
+    """Tokens, routing weights, matrices and gates, summed over all experts and tokens."""
+    model, inputs = build(name)
+    blocks = find_blocks(model)
+    for block_name, (args, kwargs, output) in recorded(model, blocks, inputs).items():
+        (block,) = (block for block in blocks if block.name == block_name)
+        *ups, down = block.projections
+        total = 0
+        for expert, x, weights in block.stack.tokens(*args, **kwargs):
+            between = block.stack.between(*(x @ up.matrix(expert).T for up in ups))
+            total = total + (weights[:, None] * (between @ down.matrix(expert).T)).sum(0)
+        if name == "jetmoe":
+            total = total + block.module.bias * output[..., 0].numel()
+        if name == "longcat_flash":
+            x, ids, weights = [*args, *kwargs.values()]
+            total = total + ((weights * (ids >= 8)).sum(1, keepdim=True) * x).sum(0)
+        torch.testing.assert_close(output.flatten(0, -2).sum(0), total, rtol=1e-4, atol=1e-5)
+
+
+def test_experts_that_are_rows_of_an_embedding() -> None:
+    """Doge: refused, and for what it is."""
+    model, _ = build("doge")
+    before = state(model)
+    with pytest.raises(SparsityError, match=r"layers\.0\.mlp: its experts are single rows of nn\.Embedding.* leave"):
+        sparsify_(model, SparsityConfig(), method="magnitude", progress=False)
+    assert unchanged(model, before)
 
 
 def test_lists_are_found() -> None:
@@ -63,13 +120,15 @@ def test_matrix_is_what_an_expert_multiplies_with(name: str) -> None:
 class Handwritten(nn.Module):
     """Stacks with the names and arguments of transformers, not decorated."""
 
-    def __init__(self, experts: int = 4, extra: bool = False) -> None:
+    def __init__(self, experts: int = 4, extra: bool = False, passing: bool = False) -> None:
         super().__init__()
         self.gate_up_proj = nn.Parameter(torch.randn(experts, 48, 16))
         self.down_proj = nn.Parameter(torch.randn(4, 16, 24))
         self.act_fn = nn.SiLU()
         if extra:
             self.scale = nn.Parameter(torch.ones(24))
+        if passing:
+            self.identity = nn.Identity()
 
     def forward(self, hidden_states, top_k_index, top_k_weights):
         raise NotImplementedError
@@ -82,9 +141,47 @@ def test_handwritten_stacks() -> None:
         ("gate_up_proj", 2, "up"),
         ("down_proj", 1, "down"),
     ]
-    for other in (Handwritten(extra=True), Handwritten(experts=5)):
+    for other in (Handwritten(extra=True), Handwritten(experts=5), Handwritten(experts=3, passing=True)):
         with pytest.raises(SparsityError, match="has no expert weights"):
             find_blocks(other)
+    (block,) = find_blocks(Handwritten(experts=5, passing=True))
+    assert [p.experts for p in block.projections] == [5, 4] and block.experts == 4
+
+
+class Counted(nn.Module):
+    """A projection of rows sorted by expert."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(shape))
+
+    def forward(self, inputs, expert_size):
+        raise NotImplementedError
+
+
+def test_sorted_rows_without_a_gate() -> None:
+    """As in jetmoe's attention: left alone, with or without the rest of what a mixture has."""
+    model = nn.Module()
+    model.input_linear, model.output_linear = Counted(4, 48, 16), Counted(4, 16, 24)
+    model.router, model.activation = nn.Linear(16, 4), nn.SiLU()
+    assert [p.name for p in find_blocks(model)[0].projections] == ["input_linear.weight", "output_linear.weight"]
+    for change in ({"input_linear": Counted(4, 24, 16)}, {"router": None}, {"output_linear": nn.Linear(24, 16)}):
+        other = copy.deepcopy(model)
+        for name, module in change.items():
+            setattr(other, name, module)
+        with pytest.raises(SparsityError, match="has no expert weights"):
+            find_blocks(other)
+
+
+@pytest.mark.parametrize("rows", [8 * 96 + 4, 8 * 95])
+def test_flat_parameters_that_are_no_matrices_of_experts(rows: int) -> None:
+    """No whole number of matrices, and not alike."""
+    model, _ = build("dbrx")
+    for block in find_blocks(model):
+        for name in ("w1", "v1", "w2")[: 3 if rows % 8 else 1]:
+            setattr(block.module.mlp, name, nn.Parameter(torch.randn(rows, 64)))
+    with pytest.raises(SparsityError, match="has no expert weights"):
+        find_blocks(model)
 
 
 def test_filter() -> None:

@@ -64,6 +64,27 @@ def test_interleaved_rows() -> None:
         )
 
 
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_matrices_one_below_the_other(transposed: bool, config: SparsityConfig) -> None:
+    """Of 7 rows each, which no block of rows divides; seen as a stack and back, and of a few experts."""
+    stack = pruned((E, 7, 40), config, transposed)
+    weight = PackedTensor.from_dense(stack.flatten(0, 1), config, transposed=transposed, flat=E)
+    assert torch.equal(weight.to_dense(), stack.flatten(0, 1)) and weight.shape == stack.flatten(0, 1).shape
+    assert weight.stride() == weight.to_dense().stride()
+    for seen in (weight.view(E, 7, 40), weight.view(-1, 7, 40), weight.reshape(E, 7, -1)):
+        assert torch.equal(seen.to_dense(), stack) and seen.kept.data_ptr() == weight.kept.data_ptr()
+        assert torch.equal(seen[1].to_dense(), stack[1]) and torch.equal(seen[1].T.to_dense(), stack[1].T)
+        assert torch.equal(seen[:2].to_dense(), stack[:2])
+        assert torch.equal(seen.view(-1, 40).to_dense(), stack.view(-1, 40))
+        assert torch.equal(seen.permute(0, 2, 1).to_dense(), stack.permute(0, 2, 1))
+    x = torch.randn(40, 5)
+    torch.testing.assert_close(weight @ x, stack.flatten(0, 1) @ x)
+    empty = PackedTensor.from_dense(torch.zeros(E * 7, 40), config, transposed=transposed, flat=E)
+    for source in (weight, weight.to_dense()):
+        assert torch.equal(empty.clone().copy_(source).to_dense(), weight.to_dense())
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 def test_matrix_products(transposed: bool) -> None:
     weight, dense = packed((ROWS, COLS), transposed=transposed)
@@ -193,9 +214,14 @@ def test_memory() -> None:
         lambda w: w[:, 0],
         lambda w: w.transpose(0, 1),
         lambda w: w.view(-1),
+        lambda w: w.view(E, COLS, ROWS),
+        lambda w: w[:, :3],
+        lambda w: w.permute(1, 0, 2),
+        lambda w: w.view(-1, COLS).t(),
+        lambda w: w.view(-1, COLS)[0],
         lambda w: w.mul_(2),
     ],
-    ids=["add", "sum", "a column", "other axes", "view", "in place"],
+    ids=["add", "sum", "column", "other axes", "view", "sizes", "rows", "permute", "flat t", "row", "in place"],
 )
 def test_other_ops_are_refused(use) -> None:
     weight, _ = packed((E, ROWS, COLS))
@@ -210,5 +236,7 @@ def test_what_cannot_be_packed() -> None:
     ):  # fmt: skip
         with pytest.raises(SparsityError, match=f"layers.0: .*{why}"):
             PackedTensor.from_dense(weight, CONFIGS[1], name="layers.0")
+    with pytest.raises(SparsityError, match=r"layers.0: \[4, 16\] is not 3 matrices"):
+        PackedTensor.from_dense(torch.zeros(4, 16), CONFIGS[1], flat=3, name="layers.0")
     with pytest.raises(SparsityError, match="cannot alternate"):
         PackedTensor.from_dense(torch.zeros(3, 16), CONFIGS[1], interleaved=True)

@@ -256,15 +256,17 @@ def test_an_adapter_is_merged_into_the_master():
     assert torch.equal(parameter.master, torch.where(mask, before + delta, 0))
 
 
+@pytest.mark.parametrize("flat", [0, 3])
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_layouts(transposed, interleaved):
+def test_layouts(transposed, interleaved, flat):
     """The pattern is of gate rows, then up rows, whichever way they are stored."""
     torch.manual_seed(0)
-    gate, up = torch.randn(3, 6, 32), torch.randn(3, 6, 32)
+    gate, up = torch.randn(3, 7, 32), torch.randn(3, 7, 32)
     rows = torch.stack([gate, up], 2).flatten(1, 2) if interleaved else torch.cat([gate, up], 1)
-    module = nn.ParameterDict({"w": nn.Parameter((rows.mT if transposed else rows).contiguous())})
-    layout = StorageLayout(transposed, interleaved)
+    stored = (rows.mT if transposed else rows).contiguous()
+    module = nn.ParameterDict({"w": nn.Parameter(stored.flatten(0, 1) if flat else stored)})
+    layout = StorageLayout(transposed, interleaved, flat)
     make_trainable_(module, ["w"], CONFIG, layouts={"w": layout})
     expected = torch.cat([gate, up], 1)
     expected = expected * best_mask(expected.abs(), CONFIG)
@@ -451,6 +453,7 @@ class Odd(nn.Module):
         (["good", "nan"], None, "nan: holds NaN"),
         (["good", "taken"], None, "taken_mask of its own"),
         (["good", "odd"], {"odd": StorageLayout(interleaved=True)}, "3 rows"),
+        (["good", "odd"], {"odd": StorageLayout(flat=2)}, r"odd: \[3, 16\] is not 2 matrices"),
         (["good"], {"other": StorageLayout()}, "other is not among"),
         ({"good": None, "other": torch.ones(4, 16)}, None, "its mask is torch.float32"),
         ({"good": None, "other": torch.ones(4, 8).bool()}, None, r"shaped as the parameter, \(4, 16\)"),
