@@ -7,14 +7,15 @@ from torch import Tensor, nn
 
 from samoyeds_compile.errors import SparsityError
 from samoyeds_compile.sparsity.projections import Block, Projection
+from samoyeds_compile.sparsity.training.masked import mask_name
 
 
-def require_prunable(model: nn.Module, blocks: list[Block]) -> None:
-    """Check the chosen weights before anything changes.
+def require_prunable(model: nn.Module, blocks: list[Block], trainable: bool = False) -> None:
+    """Check the chosen weights before anything changes: what passes can only fail for want of memory, or in numbers.
 
     Raises:
-        SparsityError: a weight is packed already, masked for training, no plain floating tensor, on the meta device,
-            shared with another module, or has values that are infinite or NaN.
+        SparsityError: a weight is packed already, masked for training, no plain floating tensor, empty, on the meta
+            device, shared with another module, or has values that are infinite or NaN; or there is no room for a mask.
     """
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -23,6 +24,8 @@ def require_prunable(model: nn.Module, blocks: list[Block]) -> None:
         for projection in block.projections:
             if projection.name in block.chosen:
                 _require_prunable(projection, names)
+                if trainable and hasattr(projection.owner, mask := mask_name(projection.attribute)):
+                    raise SparsityError(f"{projection.name}: its module has a {mask} of its own; rename that attribute")
 
 
 def _require_prunable(projection: Projection, names: dict[int, list[str]]) -> None:
@@ -38,6 +41,8 @@ def _require_prunable(projection: Projection, names: dict[int, list[str]]) -> No
         )
     if not weight.dtype.is_floating_point or weight.element_size() < 2 or weight.dim() != dims:
         raise SparsityError(f"{name}: is {weight.dtype} {list(weight.shape)}; pass {dims}-D weights of 16 bits or more")
+    if not weight.numel():
+        raise SparsityError(f"{name}: is empty, {list(weight.shape)}; leave it out with filter_fn")
     if weight.is_meta:
         raise SparsityError(f"{name}: is on the meta device; load the weights first")
     others = [other for other in names.get(id(weight), []) if other != name]

@@ -103,8 +103,8 @@ class Job:
                 else:
                     replacements.append(made)
                 reports.append(report)
-        install(replacements)
         install_masters(self.model, masked, self.config)
+        install(replacements)
         return reports
 
     def _orders(self, block: Block, stats: Stats) -> list[Tensor]:

@@ -50,8 +50,9 @@ def masters(projection: Projection, weights: Sequence[Tensor], pruned: Sequence[
 
 @torch.no_grad()
 def install_masters(model: nn.Module, found: Sequence[Masters], config: SparsityConfig) -> None:
-    """Write the values into the model's own parameters, and add the masks."""
-    for each in found:
-        model.get_parameter(each.name).copy_(each.values)
+    """Add the masks, which is done to all of them or fails, and write the values into the model's own parameters."""
+    parameters = [model.get_parameter(each.name) for each in found]
     masks, layouts = {m.name: m.mask for m in found}, {m.name: m.layout for m in found}
     make_trainable_(model, masks, config, layouts=layouts)
+    for parameter, each in zip(parameters, found, strict=True):
+        parameter.copy_(each.values)

@@ -71,7 +71,7 @@ def sparsify_(
         raise SparsityError(f"config: is a {type(config).__name__}; pass a SparsityConfig")
     how = method_of(method, refine, calibration is not None)
     blocks = find_blocks(model, filter_fn)
-    require_prunable(model, blocks)
+    require_prunable(model, blocks, trainable)
     permuted = {block.name for block in blocks if permute and len(block.chosen) == len(block.projections)}
     for block in blocks:
         if block.name in permuted:

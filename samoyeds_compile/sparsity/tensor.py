@@ -138,7 +138,9 @@ class PackedTensor(Tensor):
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
+    # Where a graph breaks, Dynamo would trace this method as it does the frames of a model, and fail.
     @classmethod
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:

@@ -232,9 +232,15 @@ def _masked(model: nn.Module) -> None:
     make_trainable_(model, ["experts.2.up_proj.weight"], SparsityConfig())
 
 
+def _empty(model: nn.Module) -> None:
+    for expert in model.experts:
+        expert.up_proj.weight = nn.Parameter(torch.empty(0, 16))
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
+        (_empty, "is empty"),
         (_masked, "computed from other parameters"),
         (_nan, "infinite or NaN"),
         (_tied, r"is the same parameter as"),
@@ -247,6 +253,6 @@ def test_weights_that_cannot_be_pruned(spoil, reason: str) -> None:
     model = copy.deepcopy(ListedModel())
     require_prunable(model, find_blocks(model))
     spoil(model)
-    with pytest.raises(SparsityError, match=rf"experts\.[12]\.up_proj\.weight: .*{reason}"):
+    with pytest.raises(SparsityError, match=rf"experts\.[012]\.up_proj\.weight: .*{reason}"):
         require_prunable(model, find_blocks(model))
-    require_prunable(model, find_blocks(model, ["experts.0.up_proj.weight"]))  # what is not chosen does not matter
+    require_prunable(model, find_blocks(model, ["experts.0.down_proj.weight"]))  # what is not chosen does not matter

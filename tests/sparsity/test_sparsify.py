@@ -13,7 +13,7 @@ from samoyeds_compile.sparsity import PackedTensor, SparsityConfig, best_mask, d
 from samoyeds_compile.sparsity.calibration import collect
 from samoyeds_compile.sparsity.experts import find_blocks
 from samoyeds_compile.sparsity.stats import Wanted
-from samoyeds_compile.sparsity.training import SparseTraining, masked_parameters
+from samoyeds_compile.sparsity.training import SparseTraining, masked_parameters, prepare
 from tests.models import families
 from tests.sparsity.experts_models import OTHER_STACKS, STACKED, ListedModel, Mixing, build, logits, state, unchanged
 
@@ -242,6 +242,27 @@ def test_what_fails_on_the_way(failing: int, monkeypatch: pytest.MonkeyPatch) ->
     first = {key for key in before if "layers.0.mlp.experts" in key and "down_proj_bias" not in key}
     changed = {key for key in before if isinstance(after[key], PackedTensor) or not after[key].equal(before[key])}
     assert changed == (first if failing == 3 else set())
+
+
+def test_masks_that_have_no_room_change_nothing() -> None:
+    """The last module's; all are looked at before the first is changed."""
+    model = ListedModel()
+    model.experts[3].down_proj.weight_mask = None
+    before = state(model)
+    with pytest.raises(SparsityError, match=r"experts\.3\.down_proj\.weight: its module has a weight_mask of its own"):
+        sparsify_(model, CONFIG, method="magnitude", trainable=True, progress=False)
+    assert unchanged(model, before) and not masked_parameters(model)
+    sparsify_(model, CONFIG, method="magnitude", progress=False)  # packing needs no masks
+
+
+def test_masks_that_fail_leave_their_block_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the first block, whose features and biases would have been put in another order."""
+    model, inputs = build("gpt_oss")
+    before = state(model)
+    monkeypatch.setattr(prepare, "_mask", lambda *_: (_ for _ in ()).throw(MemoryError("no more")))
+    with pytest.raises(MemoryError, match="no more"):
+        sparsify_(model, CONFIG, calibration=[inputs], permute=True, trainable=True, progress=False)
+    assert unchanged(model, before) and not masked_parameters(model)
 
 
 def test_dense_weights_elsewhere_stay() -> None:

@@ -168,6 +168,33 @@ def test_compiled_in_one_graph(base: str) -> None:
         torch.testing.assert_close(mine, theirs)
 
 
+class Loop(nn.Module):
+    """Experts one after the other, each after a break of the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(packed((E, ROWS, COLS))[0], requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = []
+        for expert in torch.arange(E):
+            torch._dynamo.graph_break()
+            out.append(F.linear(x, self.weight[expert]))
+        return torch.cat(out)
+
+
+def test_loop_that_no_graph_holds() -> None:
+    """It runs eagerly, and Dynamo does not trace what packed weights do there, which can fail."""
+    layer, x, graphs = Loop(), torch.randn(4, COLS), []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.testing.assert_close(torch.compile(layer, backend=backend)(x), layer(x))
+    assert graphs == []
+
+
 def test_moves_and_copies() -> None:
     layer = Layer()
     for other in (copy.deepcopy(layer), copy.deepcopy(layer).to("cpu"), copy.deepcopy(layer).double().float()):

@@ -151,8 +151,16 @@ def masked_class(plain: Any, leaves: tuple[str, ...], straight_through: bool) ->
         made: Any = object.__reduce_ex__(self, 2)
         return (_new, (plain, leaves, straight_through), *made[2:])
 
+    def delete(self: nn.Module, name: str) -> None:
+        if name in leaves:
+            raise SparsityError(
+                f"{plain.__name__}.{name}: has a mask, and can't be taken away or parametrized, as peft does to its "
+                "target_parameters; train adapters over packed weights (sparsify_ without trainable=True), or bake_"
+            )
+        plain.__delattr__(self, name)
+
     body: dict[str, Any] = {leaf: property(_reader(leaf, straight_through)) for leaf in leaves}
-    body |= {"__reduce_ex__": reduce, "__doc__": plain.__doc__, "__module__": plain.__module__}
+    body |= {"__delattr__": delete, "__reduce_ex__": reduce, "__doc__": plain.__doc__, "__module__": plain.__module__}
     body |= {"__qualname__": plain.__qualname__, "_masked_leaves": leaves}
     return type(plain.__name__, (plain,), body)
 
