@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 
@@ -50,15 +51,18 @@ class Projection:
         sizes = [int(size) for size in self.parameter.shape[-2:]]
         return (sizes[1], sizes[0]) if self.transposed else (sizes[0], sizes[1])
 
-    def matrix(self, expert: int) -> Tensor:
-        """Matrix [rows, cols] of an expert; gate rows before up rows."""
+    def stored(self, expert: int) -> Tensor:
+        """Matrix [rows, cols] of an expert, a view with the rows as they are stored."""
         stored = self.parameter.detach()
         matrix = stored[expert] if self.stacked else stored
-        matrix = matrix.mT if self.transposed else matrix
+        return matrix.mT if self.transposed else matrix
+
+    def row_index(self) -> Tensor | None:
+        """[rows]: where each row lies in `stored`, gate rows before up rows; None if they are in place."""
         if not self.interleaved:
-            return matrix
-        apart: Tensor = matrix.unflatten(0, (-1, self.runs)).transpose(0, 1)
-        return apart.flatten(0, 1)
+            return None
+        places = torch.arange(self.shape[0], device=self.parameter.device)
+        return places.view(-1, self.runs).T.reshape(-1)
 
 
 @dataclass(frozen=True)
