@@ -48,5 +48,5 @@ def _require_prunable(projection: Projection, names: dict[int, list[str]]) -> No
     others = [other for other in names.get(id(weight), []) if other != name]
     if others:
         raise SparsityError(f"{name}: is the same parameter as {others[0]}; untie them first")
-    if not bool(torch.isfinite(weight).all()):
+    if not all(bool(extreme.isfinite()) for extreme in torch.aminmax(weight.detach())):  # isfinite takes 2.5 of these
         raise SparsityError(f"{name}: has values that are infinite or NaN; repair the weights first")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from samoyeds_compile.sparsity.pack import PackedWeight
+from samoyeds_compile.sparsity.config import SparsityConfig
+from samoyeds_compile.sparsity.pack import pack, packed_shapes
 from samoyeds_compile.sparsity.projections import Projection
+from samoyeds_compile.sparsity.prune import PrunedRows
 from samoyeds_compile.sparsity.tensor import Form, PackedTensor
 
 
@@ -21,34 +23,52 @@ class Replacement:
     parameter: nn.Parameter
 
 
-def packed(projection: Projection, pieces: list[PackedWeight]) -> tuple[Replacement, int]:
-    """What is to hold pruned weights, and its bytes.
+@dataclass(frozen=True)
+class Packing:
+    """The packed weights of a parameter while they are made.
 
-    Args:
+    Attributes:
         projection: whose weights.
-        pieces: the packed matrix of each expert, gate rows before up rows; the list is emptied, to have only one copy
-            of most of what is packed at a time.
+        weight: all of its experts; allocated before the first is packed, as joining them later takes the bytes twice.
     """
-    first = pieces[0]
-    form = Form(first.config, *first.shape, projection.transposed, projection.interleaved, flat=bool(projection.flat))
-    values = [piece.values for piece in pieces]
-    metadata, selection = [piece.metadata for piece in pieces], [piece.selection for piece in pieces]
-    del first
-    pieces.clear()
-    kept = _joined(values, projection.stacked)
-    assert kept is not None
-    weight = PackedTensor(kept, _joined(metadata, projection.stacked), _joined(selection, projection.stacked), form)
-    parameter = nn.Parameter(weight, requires_grad=False)
-    return Replacement(projection.owner, projection.attribute, parameter), weight.packed_nbytes
+
+    projection: Projection
+    weight: PackedTensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of storage."""
+        return self.weight.packed_nbytes
+
+    def write(self, expert: int, rows: PrunedRows) -> None:
+        """Pack some rows of an expert, whole groups of blocks."""
+        whole = self.weight.packed
+        piece = pack(rows.weight, whole.config, self.projection.name)
+        start = rows.part.start * whole.config.n // whole.config.m
+        for name, first in (("values", start), ("metadata", start), ("selection", start // whole.config.group)):
+            storage, made = getattr(whole, name), getattr(piece, name)
+            if made is not None:
+                of_expert = storage[expert] if self.projection.stacked else storage
+                of_expert[first : first + len(made)] = made
+
+    def replacement(self) -> Replacement:
+        """What is to take the place of the dense parameter."""
+        parameter = nn.Parameter(self.weight, requires_grad=False)
+        return Replacement(self.projection.owner, self.projection.attribute, parameter)
 
 
-def _joined(parts: list[Tensor] | list[Tensor | None], stacked: bool) -> Tensor | None:
-    """One tensor of those of all experts, which are released; None if there are none."""
-    tensors = [part for part in parts if part is not None]
-    parts.clear()
-    if not tensors:
-        return None
-    return torch.stack(tensors) if stacked else tensors[0]
+def packed(projection: Projection, config: SparsityConfig) -> Packing:
+    """Room for the packed weights of a parameter."""
+    shape, dense = projection.shape, projection.parameter
+    lead = (projection.experts,) if projection.stacked else ()
+    dtypes = {"values": dense.dtype, "metadata": torch.int16, "selection": torch.uint8}
+    values, metadata, selection = (
+        None if size is None else torch.empty(*lead, *size, dtype=dtypes[part], device=dense.device)
+        for part, size in packed_shapes(*shape, config).items()
+    )
+    assert values is not None
+    form = Form(config, *shape, projection.transposed, projection.interleaved, flat=bool(projection.flat))
+    return Packing(projection, PackedTensor(values, metadata, selection, form))
 
 
 def install(replacements: list[Replacement]) -> None:

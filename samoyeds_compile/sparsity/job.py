@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from samoyeds_compile.errors import SparsityError
-from samoyeds_compile.sparsity.by_rows import pack_by_rows
+from samoyeds_compile.sparsity.by_rows import Matrix
 from samoyeds_compile.sparsity.calibration import collect
 from samoyeds_compile.sparsity.config import SparsityConfig
-from samoyeds_compile.sparsity.install import Replacement, install, packed
+from samoyeds_compile.sparsity.install import Packing, install, packed
 from samoyeds_compile.sparsity.masters import Masters, install_masters, masters
-from samoyeds_compile.sparsity.order import best_order, rows
+from samoyeds_compile.sparsity.order import best_order
 from samoyeds_compile.sparsity.permute import reordered_biases
 from samoyeds_compile.sparsity.projections import Block, Projection
-from samoyeds_compile.sparsity.prune import Method, prune, squared_score
+from samoyeds_compile.sparsity.prune import Method, pruned_rows, squared_scores
 from samoyeds_compile.sparsity.report import ParameterReport
 from samoyeds_compile.sparsity.stats import InputStats, Stats, Wanted
 
@@ -90,21 +90,18 @@ class Job:
     def _sparsify(self, block: Block, stats: Stats) -> list[ParameterReport]:
         """Make a block sparse; its parameters are replaced together, after all of them are made."""
         orders = self._orders(block, stats) if block.name in self.permuted else None
-        replacements = [] if orders is None else reordered_biases(block, orders)
+        biases = [] if orders is None else reordered_biases(block, orders)
         for down in block.of_role("down") if orders is not None and stats else ():
             for expert, order in enumerate(orders or ()):
                 stats[down.name].reorder(expert, order)
-        masked, reports = [], []
+        made: list[Packing | Masters] = []
+        reports = []
         for projection in block.projections:
             if projection.name in block.chosen:
-                made, report = self._made(projection, stats.get(projection.name), orders)
-                if isinstance(made, Masters):
-                    masked.append(made)
-                else:
-                    replacements.append(made)
-                reports.append(report)
-        install_masters(self.model, masked, self.config)
-        install(replacements)
+                made.append(masters(projection) if self.trainable else packed(projection, self.config))
+                reports.append(self._fill(made[-1], projection, stats.pop(projection.name, None), orders))
+        install_masters(self.model, [each for each in made if isinstance(each, Masters)], self.config)
+        install(biases + [each.replacement() for each in made if isinstance(each, Packing)])
         return reports
 
     def _orders(self, block: Block, stats: Stats) -> list[Tensor]:
@@ -112,7 +109,7 @@ class Job:
 
         def squared(role: str, expert: int) -> list[Tensor]:
             projections = block.of_role(role)
-            return [squared_score(p.matrix(expert), stats.get(p.name), expert, self.method) for p in projections]
+            return [squared_scores(Matrix.of(p, expert), stats.get(p.name), expert, self.method) for p in projections]
 
         found = []
         for expert in range(block.experts):
@@ -120,42 +117,26 @@ class Job:
             found.append(best_order(squared("up", expert), down, self.config))
         return found
 
-    def _made(
-        self, projection: Projection, stats: InputStats | None, orders: list[Tensor] | None
-    ) -> tuple[Replacement | Masters, ParameterReport]:
-        """What is to replace a parameter, and the report on it. One expert after the other is pruned and packed."""
-        dense, pieces, weights, masks = projection.parameter, [], [], []
-        energy = error = size = 0.0
+    def _fill(
+        self, made: Packing | Masters, projection: Projection, stats: InputStats | None, orders: list[Tensor] | None
+    ) -> ParameterReport:
+        """Prune one expert after the other into what is to replace a parameter; the report on it."""
+        dense, energy, error, size = projection.parameter, 0.0, 0.0, 0.0
         for expert in range(projection.experts):
             order = orders[expert] if orders and expert < len(orders) else None
-            weight = _ordered(projection, projection.matrix(expert), order)
-            pruned = prune(weight, stats, expert, self.config, self.method, self.refines)
-            if self.trainable:
-                weights.append(weight)
-                masks.append(pruned)
-            else:
-                pieces.append(pack_by_rows(pruned.weight, self.config, projection.name))
-            energy += pruned.kept_energy / projection.experts
-            if stats is not None:
-                found = stats.samples[expert].errors(weight, pruned.weight)
-                error, size = error + found[0], size + found[1]
-        made: Replacement | Masters
-        if self.trainable:
-            made = masters(projection, weights, masks)
-            after = made.nbytes
-        else:
-            made, after = packed(projection, pieces)
-        report = ParameterReport(
+            matrix = Matrix.of(projection, expert, order)
+            kept = total = 0.0
+            for rows in pruned_rows(matrix, stats, expert, self.config, self.method, self.refines):
+                made.write(expert, rows)
+                kept, total = kept + rows.kept, total + rows.total
+                if stats is not None:
+                    found = stats.samples[expert].errors(rows.dense, rows.weight)
+                    error, size = error + found[0], size + found[1]
+            energy += (kept / total if total else 1.0) / projection.experts
+        return ParameterReport(
             projection.name, tuple(dense.shape), energy, (error / size) ** 0.5 if size else None,
-            dense.nbytes, after, orders is not None, _unreached(projection, stats),
+            dense.nbytes, made.nbytes, orders is not None, _unreached(projection, stats),
         )  # fmt: skip
-        return made, report
-
-
-def _ordered(projection: Projection, matrix: Tensor, order: Tensor | None) -> Tensor:
-    if order is None:
-        return matrix
-    return matrix[rows(order, len(matrix))] if projection.role == "up" else matrix[:, order]
 
 
 def _unreached(projection: Projection, stats: InputStats | None) -> tuple[int, ...]:

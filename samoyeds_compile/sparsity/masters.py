@@ -11,48 +11,57 @@ from torch import Tensor, nn
 from samoyeds_compile.sparsity.config import SparsityConfig
 from samoyeds_compile.sparsity.layout import StorageLayout
 from samoyeds_compile.sparsity.projections import Projection
-from samoyeds_compile.sparsity.prune import Pruned
+from samoyeds_compile.sparsity.prune import PrunedRows
 from samoyeds_compile.sparsity.training.prepare import make_trainable_
 
 
 @dataclass(frozen=True)
 class Masters:
-    """What a parameter is to hold, and its mask, both as stored.
+    """What a parameter is to hold, and its mask.
 
     Attributes:
-        name: of the parameter in the model.
-        values: dense; what is pruned keeps its value, and may come back.
-        mask: boolean.
-        layout: of the storage.
+        projection: whose parameter.
+        values: [E, rows, cols], dense; what is pruned keeps its value, and may come back.
+        mask: boolean, like ``values``.
     """
 
-    name: str
+    projection: Projection
     values: Tensor
     mask: Tensor
-    layout: StorageLayout
 
     @property
     def nbytes(self) -> int:
         """Bytes of both."""
         return self.values.nbytes + self.mask.nbytes
 
+    @property
+    def layout(self) -> StorageLayout:
+        """Of the parameter."""
+        return self.projection.layout
 
-def masters(projection: Projection, weights: Sequence[Tensor], pruned: Sequence[Pruned]) -> Masters:
-    """Of the matrices of all experts, before and after pruning."""
-    layout = projection.layout
+    def write(self, expert: int, rows: PrunedRows) -> None:
+        """Keep some rows of an expert."""
+        self.values[expert, rows.part] = torch.where(rows.mask, rows.weight, rows.dense)
+        self.mask[expert, rows.part] = rows.mask
 
-    def stored(matrices: list[Tensor]) -> Tensor:
-        return layout.to_stored(torch.stack(matrices) if projection.stacked else matrices[0]).contiguous()
+    def stored(self, matrices: Tensor) -> Tensor:
+        """Values or mask as the parameter stores them."""
+        return self.layout.to_stored(matrices if self.projection.stacked else matrices[0]).contiguous()
 
-    values = [torch.where(p.mask, p.weight, w) for w, p in zip(weights, pruned, strict=True)]
-    return Masters(projection.name, stored(values), stored([p.mask for p in pruned]), layout)
+
+def masters(projection: Projection) -> Masters:
+    """Room for the masters of a parameter."""
+    values = torch.empty(
+        projection.experts, *projection.shape, dtype=projection.parameter.dtype, device=projection.parameter.device
+    )
+    return Masters(projection, values, torch.empty_like(values, dtype=torch.bool))
 
 
 @torch.no_grad()
 def install_masters(model: nn.Module, found: Sequence[Masters], config: SparsityConfig) -> None:
     """Add the masks, which is done to all of them or fails, and write the values into the model's own parameters."""
-    parameters = [model.get_parameter(each.name) for each in found]
-    masks, layouts = {m.name: m.mask for m in found}, {m.name: m.layout for m in found}
-    make_trainable_(model, masks, config, layouts=layouts)
+    parameters = [each.projection.parameter for each in found]
+    masks = {m.projection.name: m.stored(m.mask) for m in found}
+    make_trainable_(model, masks, config, layouts={m.projection.name: m.layout for m in found})
     for parameter, each in zip(parameters, found, strict=True):
-        parameter.copy_(each.values)
+        parameter.copy_(each.stored(each.values))

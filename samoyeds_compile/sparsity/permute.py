@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from samoyeds_compile.errors import SparsityError
+from samoyeds_compile.sparsity.by_rows import runs_of
 from samoyeds_compile.sparsity.install import Replacement
-from samoyeds_compile.sparsity.order import rows
 from samoyeds_compile.sparsity.projections import Block, Projection, Stack
 
 
@@ -89,6 +89,6 @@ def reordered_biases(block: Block, orders: list[Tensor]) -> list[Replacement]:
 def _reordered(up: Projection, stored: Tensor, order: Tensor) -> Tensor:
     """Outputs of an up projection [..., rows], as stored, with their features in an order."""
     if not up.interleaved:
-        return stored[..., rows(order, stored.shape[-1])]
+        return stored[..., runs_of(order, stored.shape[-1])]
     alternating: Tensor = stored.unflatten(-1, (-1, up.runs))
     return alternating[..., order, :].flatten(-2)

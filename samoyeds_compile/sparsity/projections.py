@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from samoyeds_compile.sparsity.layout import StorageLayout
@@ -76,10 +77,17 @@ class Projection:
         sizes = [int(size) for size in self.stored.shape[-2:]]
         return (sizes[1], sizes[0]) if self.transposed else (sizes[0], sizes[1])
 
-    def matrix(self, expert: int) -> Tensor:
-        """Matrix [rows, cols] of an expert; gate rows before up rows."""
-        of_one = replace(self.layout, flat=0)
-        return of_one.to_rows(self.stored[expert] if self.stacked else self.stored, self.name)
+    def stored_matrix(self, expert: int) -> Tensor:
+        """Matrix [rows, cols] of an expert, a view with the rows as they are stored."""
+        matrix = self.stored[expert] if self.stacked else self.stored
+        return matrix.mT if self.transposed else matrix
+
+    def row_index(self) -> Tensor | None:
+        """[rows]: where each row lies in `stored_matrix`, gate rows before up rows; None if they are in place."""
+        if not self.interleaved:
+            return None
+        places = torch.arange(self.shape[0], device=self.parameter.device)
+        return places.view(-1, self.runs).T.reshape(-1)
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from samoyeds_compile.errors import SparsityError
-from samoyeds_compile.sparsity.by_rows import mask_by_rows
+from samoyeds_compile.sparsity.by_rows import Matrix, row_slices
 from samoyeds_compile.sparsity.config import SparsityConfig
 from samoyeds_compile.sparsity.refine import refine
 from samoyeds_compile.sparsity.scores import score
 from samoyeds_compile.sparsity.second_order import second_order
+from samoyeds_compile.sparsity.solver import best_mask
 from samoyeds_compile.sparsity.stats import InputStats
 
 
@@ -57,33 +59,77 @@ def method_of(name: str, refines: bool, calibrated: bool) -> Method:
 
 
 @dataclass(frozen=True)
-class Pruned:
-    """One expert's matrix [rows, cols] after pruning, and the share of the squared scores that its mask keeps."""
+class Scores:
+    """Squared scores of an expert's weights, float32, in an arbitrary scale that can't overflow.
 
+    Attributes:
+        norm: [cols] of the input features; None if weights count by their size.
+        largest: score before it is squared; a scalar.
+    """
+
+    norm: Tensor | None
+    largest: Tensor
+
+    @classmethod
+    def of(cls, matrix: Matrix, stats: InputStats | None, expert: int, method: Method) -> Scores:
+        """By a method; by magnitude where no token reached the expert."""
+        norm = stats.norm(expert) if method.calibrated and stats is not None and stats.reached(expert) else None
+        largest = [score(matrix.rows(part), norm).max() for part in row_slices(*matrix.shape)]
+        return cls(norm, torch.stack(largest).max().clamp(min=torch.finfo(torch.float32).tiny))
+
+    def squared(self, weight: Tensor) -> Tensor:
+        """What each value of some rows [n, cols] is worth."""
+        return score(weight, self.norm).div_(self.largest).square_()
+
+
+def squared_scores(matrix: Matrix, stats: InputStats | None, expert: int, method: Method) -> Tensor:
+    """What each value is worth to a method, [rows, cols] float32."""
+    scores = Scores.of(matrix, stats, expert, method)
+    whole = torch.empty(matrix.shape, dtype=torch.float32, device=matrix.stored.device)
+    for part in row_slices(*matrix.shape):
+        whole[part] = scores.squared(matrix.rows(part))
+    return whole
+
+
+@dataclass(frozen=True)
+class PrunedRows:
+    """Some rows of one expert's matrix after pruning.
+
+    Attributes:
+        part: which rows.
+        dense: [n, cols] as they were.
+        weight: [n, cols].
+        mask: bool [n, cols].
+        kept, total: sums of the squared scores, of what is kept and of all.
+    """
+
+    part: slice
+    dense: Tensor
     weight: Tensor
     mask: Tensor
-    kept_energy: float
+    kept: float
+    total: float
 
 
-def prune(
-    weight: Tensor, stats: InputStats | None, expert: int, config: SparsityConfig, method: Method, refines: bool
-) -> Pruned:
-    """Prune the matrix [rows, cols] of an expert; by magnitude where no token reached it."""
+def pruned_rows(
+    matrix: Matrix, stats: InputStats | None, expert: int, config: SparsityConfig, method: Method, refines: bool
+) -> Iterator[PrunedRows]:
+    """Prune the matrix of an expert, a few rows at a time; by magnitude where no token reached it.
+
+    All of it is made at once only where values are updated.
+    """
     reached = stats if stats is not None and stats.reached(expert) else None
-    squared = squared_score(weight, stats, expert, method)
+    scores, updated = Scores.of(matrix, stats, expert, method), None
     if method.updates and reached is not None and reached.hessian is not None:
-        values, mask = second_order(weight, reached.hessian[expert], config)
-    else:
-        values, mask = weight, mask_by_rows(squared, config)
-        if refines and reached is not None:
-            mask = refine(weight, mask, reached.mean(expert), reached.norm(expert).square(), config)
-    total = float(squared.sum())
-    energy = float((squared * mask).sum()) / total if total else 1.0
-    return Pruned(torch.where(mask, values, 0).to(weight.dtype), mask, energy)
-
-
-def squared_score(weight: Tensor, stats: InputStats | None, expert: int, method: Method) -> Tensor:
-    """What each value is worth to a method, [rows, cols] float32, in an arbitrary scale that can't overflow."""
-    found = score(weight, stats if method.calibrated else None, expert)
-    largest = found.max().clamp(min=torch.finfo(torch.float32).tiny)
-    return found.div_(largest).square_()
+        updated = second_order(matrix.rows(slice(None)), reached.hessian[expert], config)
+    for part in row_slices(*matrix.shape, config.m * config.group):
+        dense = matrix.rows(part)
+        squared = scores.squared(dense)
+        if updated is not None:
+            values, mask = updated[0][part], updated[1][part]
+        else:
+            values, mask = dense, best_mask(squared, config)
+            if refines and reached is not None:
+                mask = refine(dense, mask, reached.mean(expert), reached.norm(expert).square(), config)
+        weight = torch.where(mask, values, 0).to(dense.dtype)
+        yield PrunedRows(part, dense, weight, mask, float((squared * mask).sum()), float(squared.sum()))

@@ -5,9 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ROWS = 1024
-"""Rows whose outputs are computed at a time."""
-
 
 class Sample:
     """Up to ``room`` of the tokens seen, each with equal probability: those with the smallest random keys.
@@ -43,8 +40,6 @@ class Sample:
         if self.x is None or self.weights is None:
             return 0.0, 0.0
         x = self.x.float() * self.weights.float().unsqueeze(1)
-        error = size = 0.0
-        for dense, pruned in zip(dense_RC.split(ROWS), pruned_RC.split(ROWS), strict=True):
-            error += float((x @ (dense.float() - pruned.float()).mT).square().sum())
-            size += float((x @ dense.float().mT).square().sum())
-        return error, size
+        dense = dense_RC.float()
+        error, size = x @ (dense - pruned_RC.float()).mT, x @ dense.mT
+        return float(error.square().sum()), float(size.square().sum())

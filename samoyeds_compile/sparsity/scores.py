@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from samoyeds_compile.sparsity.stats import InputStats
-
 
 def magnitude(weight: Tensor) -> Tensor:
     """|W|, float32."""
@@ -24,8 +22,6 @@ def wanda(weight: Tensor, norm: Tensor) -> Tensor:
     return magnitude(weight) * norm.float().unsqueeze(-2)
 
 
-def score(weight: Tensor, stats: InputStats | None, expert: int) -> Tensor:
-    """Score of the matrix [rows, cols] of an expert; its magnitude where there are no statistics of it."""
-    if stats is None or not stats.reached(expert):
-        return magnitude(weight)
-    return wanda(weight, stats.norm(expert))
+def score(weight: Tensor, norm: Tensor | None) -> Tensor:
+    """Score by the norm of the inputs; magnitude where there is none."""
+    return magnitude(weight) if norm is None else wanda(weight, norm)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from samoyeds_compile.errors import SparsityError
 from samoyeds_compile.sparsity import PackedTensor, SparsityConfig, sparsify_
+from samoyeds_compile.sparsity.by_rows import Matrix
 from samoyeds_compile.sparsity.checks import require_prunable
 from samoyeds_compile.sparsity.experts import find_blocks
 from samoyeds_compile.sparsity.projections import Block
@@ -66,8 +67,8 @@ def test_what_is_read_of_stacks_adds_up_to_what_they_give(name: str) -> None:
         *ups, down = block.projections
         total = 0
         for expert, x, weights in block.stack.tokens(*args, **kwargs):
-            between = block.stack.between(*(x @ up.matrix(expert).T for up in ups))
-            total = total + (weights[:, None] * (between @ down.matrix(expert).T)).sum(0)
+            between = block.stack.between(*(x @ Matrix.of(up, expert).rows(slice(None)).T for up in ups))
+            total = total + (weights[:, None] * (between @ Matrix.of(down, expert).rows(slice(None)).T)).sum(0)
         if name == "jetmoe":
             total = total + block.module.bias * output[..., 0].numel()
         if name == "longcat_flash":
@@ -113,7 +114,8 @@ def test_matrix_is_what_an_expert_multiplies_with(name: str) -> None:
             expected = stored[2].T if projection.transposed else stored[2]
             if projection.interleaved:
                 expected = torch.cat([expected[::2], expected[1::2]])
-            assert expected.shape == projection.shape and torch.equal(projection.matrix(2), expected)
+            assert expected.shape == projection.shape
+            assert torch.equal(Matrix.of(projection, 2).rows(slice(None)), expected)
     assert any(p.interleaved for p in block.projections) == (name == "gpt_oss")
 
 

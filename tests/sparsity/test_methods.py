@@ -2,12 +2,15 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from samoyeds_compile.errors import SparsityError
 from samoyeds_compile.sparsity import SparsityConfig, best_mask, by_rows, pack, validate
-from samoyeds_compile.sparsity.order import best_order, kept_share, rows
-from samoyeds_compile.sparsity.prune import METHODS, method_of
+from samoyeds_compile.sparsity.install import packed
+from samoyeds_compile.sparsity.layout import StorageLayout
+from samoyeds_compile.sparsity.order import best_order, kept_share
+from samoyeds_compile.sparsity.projections import Projection
+from samoyeds_compile.sparsity.prune import METHODS, method_of, pruned_rows
 from samoyeds_compile.sparsity.refine import refine
 from samoyeds_compile.sparsity.scores import wanda
 from samoyeds_compile.sparsity.second_order import inverse_factor, second_order
@@ -144,22 +147,38 @@ def test_order_where_all_are_alike_stays() -> None:
     assert order.tolist() == list(range(32))
 
 
+STORAGE = [{}, {"transposed": True}, {"interleaved": True, "runs": 2}, {"stacked": False}]
+
+
+@pytest.mark.parametrize("storage", STORAGE, ids=lambda s: "-".join(s) or "stack")
 @pytest.mark.parametrize("config", [*CONFIGS, SparsityConfig(1, 2, 16, group=5)], ids=str)
-def test_a_few_rows_at_a_time(config: SparsityConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_few_rows_at_a_time(
+    config: SparsityConfig, storage: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reordered, pruned and packed a few rows at a time: the same as all of it at once."""
     monkeypatch.setattr(by_rows, "VALUES", 8 * COLS)
-    scores = torch.rand(37, COLS)
-    mask = best_mask(scores, config)
-    assert len(list(by_rows.row_slices(37, COLS, config))) > 3
-    assert torch.equal(by_rows.mask_by_rows(scores, config), mask)
-    expected, found = pack(scores * mask, config), by_rows.pack_by_rows(scores * mask, config, "weight")
-    assert (found.shape, found.config) == (expected.shape, expected.config)
+    form = {"stacked": True} | storage
+    matrices, owner = torch.randn(2 if form["stacked"] else 1, 38, COLS), nn.Module()
+    stored = StorageLayout(form.get("transposed", False), form.get("interleaved", False)).to_stored(matrices)
+    owner.weight = nn.Parameter(stored if form["stacked"] else stored[0])
+    up = Projection("weight", owner, "weight", "up", **form)
+    order = torch.randperm(38 // up.runs)
+    made = packed(up, config)
+    for expert in range(up.experts):
+        matrix = by_rows.Matrix.of(up, expert, order)
+        parts = list(pruned_rows(matrix, None, expert, config, METHODS["magnitude"], False))
+        assert len(parts) > 3
+        for part in parts:
+            made.write(expert, part)
+    moved = matrices[:, by_rows.runs_of(order, 38)]
+    expected = pack(moved * best_mask(moved.square(), config), config)
     for name in ("values", "metadata", "selection"):
-        ours, theirs = getattr(found, name), getattr(expected, name)
-        assert (ours is None and theirs is None) or torch.equal(ours, theirs)
+        ours, theirs = getattr(made.weight.packed, name), getattr(expected, name)
+        assert (ours is None and theirs is None) or torch.equal(ours, theirs.view_as(ours))
 
 
 def test_rows_of_runs() -> None:
-    assert rows(torch.tensor([1, 0]), 4).tolist() == [1, 0, 3, 2]
+    assert by_rows.runs_of(torch.tensor([1, 0]), 4).tolist() == [1, 0, 3, 2]
 
 
 def test_method_of() -> None:
