@@ -124,7 +124,7 @@ def optimize(
             if options.fuse_routers:
                 steps.run("routers", fuse_routers, sound, options, edits=True)
         if any(block.rewritten for block in steps.report.blocks):  # integrations write canonical ops themselves
-            steps.run("lower", lower_blocks, gm, edits=True)
+            steps.report.kernels = steps.run("lower", lower_blocks, gm, edits=True)
     _log(steps.report)
     return steps.report
 
@@ -180,13 +180,12 @@ def fuse_routers(matches: Sequence[Match], options: Options) -> None:
     driver.fuse_routers(matches, options.validate)
 
 
-def lower_blocks(gm: fx.GraphModule) -> None:
-    """Lower every canonical op to its stages."""
+def lower_blocks(gm: fx.GraphModule) -> list[str]:
+    """Lower every canonical op to its stages or a kernel; says how blocks with packed weights are computed."""
     from samoyeds_compile.graph.values import graph_modules
     from samoyeds_compile.lower.stages import lower_experts
 
-    for module in graph_modules(gm):
-        lower_experts(module)
+    return [str(choice) for module in graph_modules(gm) for choice in lower_experts(module)]
 
 
 def _log(report: GraphReport) -> None:

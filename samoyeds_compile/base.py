@@ -46,6 +46,6 @@ def source_hash() -> str:
     for package in (samoyeds_compile, samoyeds_codegen):
         assert package.__file__ is not None
         root = Path(package.__file__).parent
-        for path in sorted(root.rglob("*.py")):
+        for path in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".h")):
             digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]

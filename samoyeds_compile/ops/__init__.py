@@ -1,7 +1,8 @@
 """The ``samoyeds::`` operators.
 
 Canonical: `moe_experts`; `experts_batched` for rows that are already dispatched; `router`. Stages: `route`,
-`expert_up`, `expert_down` (`expert_project` and `combine`). Building blocks: `expert_linear`, `packed`.
+`expert_up`, `expert_down` (`expert_project` and `combine`). Building blocks: `expert_linear`, `packed`,
+`sparse_experts`.
 Importing this package registers them all. ``T`` tokens, ``K`` experts a token, ``S = T * K`` slots (a token at one of
 its experts), ``E`` experts, ``C`` rows an expert, ``H`` hidden size, ``I`` expert width; a name such as ``x_TH`` says
 the shape, and of a list of weights (see `operands`) what it is as a stack.
@@ -13,10 +14,12 @@ from samoyeds_compile.ops import (
     expert_up,
     experts_batched,
     experts_gathered,
+    experts_packed,
     moe_experts,
     packed,
     route,
     router,
+    sparse_experts,
 )
 
 __all__ = [
@@ -25,8 +28,10 @@ __all__ = [
     "expert_up",
     "experts_batched",
     "experts_gathered",
+    "experts_packed",
     "moe_experts",
     "packed",
     "route",
     "router",
+    "sparse_experts",
 ]

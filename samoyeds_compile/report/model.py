@@ -79,6 +79,7 @@ class GraphReport:
         break_source: ``file:line`` of that break.
         discarded: why the graph is not in use and its frame was traced again (see `samoyeds_compile.capture`); such a
             graph is reported only for blocks that no later graph shows; empty normally.
+        kernels: how each block with packed weights is computed: by which kernel, or why by none.
         problem: what went wrong inside the pipeline, so that the original graph was compiled; None normally.
         dump: folder with the dumped graphs, None if nothing was dumped.
     """
@@ -88,6 +89,7 @@ class GraphReport:
     nodes_after: int = 0
     blocks: list[BlockReport] = field(default_factory=list)
     steps: list[StepReport] = field(default_factory=list)
+    kernels: list[str] = field(default_factory=list)
     break_reason: str = ""
     break_source: str = ""
     discarded: str = ""

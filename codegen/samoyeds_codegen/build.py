@@ -1,0 +1,157 @@
+"""Compile a text of C++ into a library, once a machine: a cache on disk that is the user's alone.
+
+An entry is a folder named by the hash of text, flags and compiler. It appears whole, by a rename, and holds the hash of
+the library, which is compared before anything is loaded: what does not fit is thrown away and compiled again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import stat
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from samoyeds_codegen.errors import CacheError, CompilationError, CompilerNotFoundError
+
+FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
+DIRECTORY_VARIABLE = "SAMOYEDS_CACHE_DIR"
+SECONDS = 120
+"""After this long a compiler is taken to hang."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A text to compile: ``name`` is for people, ``flags`` come after `FLAGS`."""
+
+    name: str
+    text: str
+    flags: tuple[str, ...] = ()
+
+
+def load(source: Source) -> ctypes.CDLL:
+    """The library of a text, compiled unless the cache has it.
+
+    Raises:
+        CompilerNotFoundError: there is no compiler.
+        CompilationError: it refused the text.
+        CacheError: there is no folder for the result.
+    """
+    compiler = find_compiler()
+    entry = cache_directory() / f"{source.name}-{_key(source, compiler)}"
+    if not _is_sound(entry):
+        _make(source, compiler, entry)
+    try:
+        return ctypes.CDLL(str(entry / "kernel.so"))
+    except OSError as error:
+        raise CompilationError(f"{entry / 'kernel.so'} cannot be loaded: {error}") from error
+
+
+def load_all(sources: list[Source]) -> list[ctypes.CDLL]:
+    """Several libraries, compiled at the same time."""
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        return list(pool.map(load, sources))
+
+
+def cache_directory() -> Path:
+    """Where compiled kernels are: ``$SAMOYEDS_CACHE_DIR``, or a folder in the user's cache.
+
+    Raises:
+        CacheError: it cannot be made, or others may write to it.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    path = Path(os.environ.get(DIRECTORY_VARIABLE) or Path(home) / "samoyeds") / "kernels"
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.stat()
+    except OSError as error:
+        raise CacheError(f"{path} cannot be made ({error}); set {DIRECTORY_VARIABLE} to a folder of yours") from error
+    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o022:
+        raise CacheError(f"{path} may be written by others; give it mode 700, or set {DIRECTORY_VARIABLE}")
+    return path
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A C++ compiler: how it is called, and what it says it is."""
+
+    command: str
+    version: str
+
+
+def find_compiler() -> Compiler:
+    """The compiler that ``$CXX`` names, or else the one that Inductor takes.
+
+    Raises:
+        CompilerNotFoundError: there is none.
+    """
+    return _find_compiler(os.environ.get("CXX", ""))
+
+
+@functools.lru_cache(maxsize=8)
+def _find_compiler(wanted: str) -> Compiler:
+    command = wanted or _compiler_of_inductor()
+    try:
+        version = subprocess.run([command, "--version"], capture_output=True, text=True, check=True, timeout=SECONDS)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise CompilerNotFoundError(f"{command} does not work as a C++ compiler ({error}); set $CXX to one") from error
+    return Compiler(command, version.stdout)
+
+
+def _compiler_of_inductor() -> str:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        return str(get_cpp_compiler())
+    except Exception as error:  # Inductor's own kinds of errors differ between versions
+        raise CompilerNotFoundError(f"no C++ compiler was found ({error}); install g++, or set $CXX") from error
+
+
+def _key(source: Source, compiler: Compiler) -> str:
+    parts = (source.text, *FLAGS, *source.flags, compiler.command, compiler.version)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def _is_sound(entry: Path) -> bool:
+    """Whether an entry is there and its library is the one that was compiled."""
+    try:
+        return _hash(entry / "kernel.so") == (entry / "kernel.sha256").read_text()
+    except OSError:
+        return False
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _make(source: Source, compiler: Compiler, entry: Path) -> None:
+    """Compile into a folder of its own, and rename it to ``entry``; another process may do the same and be first."""
+    with tempfile.TemporaryDirectory(dir=entry.parent, prefix="making-", ignore_cleanup_errors=True) as scratch:
+        made = Path(scratch) / "entry"
+        made.mkdir(mode=0o700)
+        text, library = made / "kernel.cpp", made / "kernel.so"
+        text.write_text(source.text)
+        _compile([compiler.command, str(text), *FLAGS, *source.flags, "-o", str(library)])
+        (made / "kernel.sha256").write_text(_hash(library))
+        if entry.exists() and not _is_sound(entry):
+            shutil.rmtree(entry, ignore_errors=True)
+        try:
+            made.rename(entry)
+        except OSError as error:
+            if not _is_sound(entry):
+                raise CacheError(f"{entry} cannot be written ({error}); set another {DIRECTORY_VARIABLE}") from error
+
+
+def _compile(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise CompilationError(f"{' '.join(command)}: {error}") from error
+    if done.returncode:
+        raise CompilationError(f"{' '.join(command)}:\n{done.stderr}")

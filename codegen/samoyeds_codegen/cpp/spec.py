@@ -1,0 +1,54 @@
+"""What a C++ kernel computes: pure data, hashable and printable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from samoyeds_codegen import expr
+from samoyeds_codegen.cpp.activation import to_cpp
+from samoyeds_codegen.errors import UnsupportedSpecError
+
+DTYPES = ("float32", "bfloat16")
+PATTERNS = ((1, 1), (1, 2), (2, 4))
+VECTORS = (16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class ExpertsSpec:
+    """Experts with packed weights, the whole block: route, gate and up, activation, down, weighted sum.
+
+    Attributes:
+        dtype: of weights, rows and biases; everything is summed in float32.
+        n, m, vector, group: the pattern, with 2:4 inside kept sub-rows (see ``SparsityConfig``).
+        activation: an expression of `samoyeds_codegen.expr`.
+        gated: whether there is a gate, so that the expression reads ``gate`` and ``up``, not ``x``.
+
+    Raises:
+        UnsupportedSpecError: there is no kernel for it.
+    """
+
+    dtype: str
+    n: int
+    m: int
+    vector: int
+    group: int
+    activation: str
+    gated: bool
+
+    def __post_init__(self) -> None:
+        self._require(self.dtype in DTYPES, f"dtype {self.dtype} is not one of {', '.join(DTYPES)}")
+        patterns = ", ".join(f"{n}:{m}" for n, m in PATTERNS)
+        self._require((self.n, self.m) in PATTERNS, f"pattern {self.n}:{self.m} is not one of {patterns}")
+        self._require(self.vector in VECTORS, f"vectors of {self.vector} columns are not among {VECTORS}")
+        offered = set(expr.GATED_NAMES) if self.gated else {expr.PLAIN_NAME}
+        self._require(expr.names(self.activation) <= offered, f"activation {self.activation!r} reads other names")
+        to_cpp(self.activation)
+
+    def _require(self, holds: bool, reason: str) -> None:
+        if not holds:
+            raise UnsupportedSpecError(reason)
+
+    def __str__(self) -> str:
+        """One line for reports."""
+        group = f"/{self.group}" if self.group != 1 else ""
+        return f"{self.dtype} {self.n}:{self.m}:{self.vector}+2:4{group} {expr.display_name(self.activation)}"

@@ -1,0 +1,67 @@
+// What one call is given, and what it does with which tokens.
+
+struct Arguments {
+  const Weight* x;  // [T, H], rows x_stride apart
+  const void* ids;  // [T, K], int64 or int32
+  const void* weights;  // [T, K], float or bf16
+  void* out;  // [T, H], float or bf16
+  int64_t x_stride, tokens, top_k, experts, hidden;
+  int64_t ids_are_int64, weights_are_bf16, out_is_bf16, threads;
+  Matrix gate, up, down;
+
+  int64_t id(int64_t slot) const {
+    return ids_are_int64 ? static_cast<const int64_t*>(ids)[slot] : static_cast<const int32_t*>(ids)[slot];
+  }
+  float weight(int64_t slot) const {
+    return weights_are_bf16 ? to_float(static_cast<const bf16*>(weights)[slot])
+                            : static_cast<const float*>(weights)[slot];
+  }
+};
+
+// Memory for one call, aligned to cache lines.
+class Buffer {
+ public:
+  explicit Buffer(int64_t bytes) : data_(::operator new(size_t(bytes) + 64, std::align_val_t(64))) {}
+  Buffer(Buffer&& other) : data_(std::exchange(other.data_, nullptr)) {}
+  ~Buffer() { ::operator delete(data_, std::align_val_t(64)); }
+  char* data() const { return static_cast<char*>(data_); }
+
+ private:
+  void* data_;
+};
+
+// A token at one of its experts.
+struct Slot {
+  int64_t token;
+  float weight;
+};
+
+// The slots of one expert, whether the kernel for few tokens suits them, and where rows and activations are.
+struct Group {
+  int64_t expert, next_expert, count;
+  const Slot* slots;
+  bool few;
+  char* x;
+  char* h;
+};
+
+// Slots sorted by expert, stably, so that sums have one order whatever the number of threads. Ids that are no expert
+// (sentinels) get no slot.
+struct Routing {
+  std::vector<int64_t> ends;
+  std::vector<Slot> slots;
+
+  explicit Routing(const Arguments& a) : ends(size_t(a.experts) + 1) {
+    const int64_t total = a.tokens * a.top_k;
+    for (int64_t s = 0; s < total; ++s)
+      if (is_expert(a, s)) ++ends[size_t(a.id(s)) + 1];
+    for (size_t e = 1; e < ends.size(); ++e) ends[e] += ends[e - 1];
+    slots.resize(size_t(ends.back()));
+    std::vector<int64_t> next(ends.begin(), ends.end() - 1);
+    for (int64_t s = 0; s < total; ++s)
+      if (is_expert(a, s)) slots[size_t(next[size_t(a.id(s))]++)] = {s / a.top_k, a.weight(s)};
+  }
+
+ private:
+  static bool is_expert(const Arguments& a, int64_t slot) { return a.id(slot) >= 0 && a.id(slot) < a.experts; }
+};

@@ -1,0 +1,198 @@
+"""``samoyeds::sparse_experts``: the whole block in one kernel that reads packed weights, for inference on a CPU."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from samoyeds_codegen.cpp.kernel import ExpertsKernel, PackedMatrix, experts_kernel
+from samoyeds_codegen.cpp.spec import ExpertsSpec
+from samoyeds_codegen.errors import KernelError
+from samoyeds_compile.ops.expert_down import expert_down
+from samoyeds_compile.ops.expert_up import expert_up
+from samoyeds_compile.ops.library import bad_operand, define_opaque
+from samoyeds_compile.ops.route import route
+from samoyeds_compile.sparsity.config import SparsityConfig
+from samoyeds_compile.sparsity.tensor import Form, PackedTensor
+
+logger = logging.getLogger(__name__)
+OUTPUTS = (torch.float32, torch.bfloat16)
+"""Dtypes that kernels write; others are made of float32."""
+
+
+def sparse_experts(
+    x_TH: Tensor,
+    expert_ids_TK: Tensor,
+    expert_weights_TK: Tensor,
+    gate: Sequence[Tensor],
+    up: Sequence[Tensor],
+    down: Sequence[Tensor],
+    gate_bias_E: Tensor | None,
+    up_bias_E: Tensor | None,
+    down_bias_E: Tensor | None,
+    n: int,
+    m: int,
+    vector: int,
+    group: int,
+    width: int,
+    activation: str,
+    gate_up_layout: str,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """``moe_experts`` on packed weights.
+
+    Where no kernel can be had (no compiler, say), the products unpack the weights, one expert after the other.
+
+    Args:
+        x_TH: tokens in the dtype of the weights.
+        expert_ids_TK: integers; what is no expert contributes nothing.
+        expert_weights_TK: routing weights; they multiply what the experts give.
+        gate, up, down: canonical storage (see `PackedWeight`): values, metadata and, if n < m, selection; each as one
+            stack [E, ...], or as a tensor for each expert, all values first. Gate only with layout ``separate``.
+        gate_bias_E, up_bias_E, down_bias_E: [E, rows], in the dtype of the weights.
+        n, m, vector, group: the pattern, with 2:4 inside.
+        width: I.
+        activation: expression of `samoyeds_codegen.expr`.
+        gate_up_layout: one of `operands.GATE_UP_LAYOUTS`. Storage has all gate rows before all up rows also if it is
+            ``interleaved``; the bias alternates then.
+        out_dtype: of the result.
+
+    Returns:
+        [T, H].
+
+    Raises:
+        OperandError: an operand does not fit the others.
+    """
+    _check(x_TH, up, n, m)
+    spec = ExpertsSpec(
+        str(x_TH.dtype).removeprefix("torch."), n, m, vector, group, activation, gate_up_layout != "none"
+    )
+    try:
+        kernel = experts_kernel(spec)
+    except KernelError as error:
+        logger.warning("samoyeds::sparse_experts runs without a kernel: %s", error)
+        config = SparsityConfig(n, m, vector, group=group)
+        return _without_kernel(x_TH, expert_ids_TK, expert_weights_TK, gate, up, down, gate_bias_E, up_bias_E,
+                               down_bias_E, config, width, activation, gate_up_layout, out_dtype)  # fmt: skip
+    return run_kernel(kernel, x_TH, expert_ids_TK, expert_weights_TK, gate, up, down, gate_bias_E, up_bias_E,
+                      down_bias_E, width, gate_up_layout, out_dtype)  # fmt: skip
+
+
+def run_kernel(
+    kernel: ExpertsKernel,
+    x_TH: Tensor,
+    expert_ids_TK: Tensor,
+    expert_weights_TK: Tensor,
+    gate: Sequence[Tensor],
+    up: Sequence[Tensor],
+    down: Sequence[Tensor],
+    gate_bias_E: Tensor | None,
+    up_bias_E: Tensor | None,
+    down_bias_E: Tensor | None,
+    width: int,
+    gate_up_layout: str,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """`sparse_experts` with a kernel at hand."""
+    spec, hidden = kernel.spec, x_TH.shape[1]
+    parts = 3 if spec.n < spec.m else 2
+    experts = _experts(up, parts)
+    down_ = _matrix(down, parts, 0, hidden, down_bias_E)
+    gate_, up_ = None, _matrix(up, parts, 0, width, up_bias_E)
+    if gate_up_layout == "separate":
+        gate_ = _matrix(gate, parts, 0, width, gate_bias_E)
+    elif gate_up_layout == "concatenated":
+        gate_, up_ = up_, _matrix(up, parts, width, width, up_bias_E, bias_first=width)
+    elif gate_up_layout == "interleaved":
+        gate_ = _matrix(up, parts, 0, width, up_bias_E, bias_step=2)
+        up_ = _matrix(up, parts, width, width, up_bias_E, bias_first=1, bias_step=2)
+    out_TH = x_TH.new_empty(x_TH.shape, dtype=out_dtype if out_dtype in OUTPUTS else torch.float32)
+    kernel(x_TH, expert_ids_TK, expert_weights_TK, gate_, up_, down_, experts, out_TH)
+    return out_TH.to(out_dtype)
+
+
+def _matrix(
+    tensors: Sequence[Tensor], parts: int, first: int, rows: int, bias: Tensor | None, bias_first: int = 0,
+    bias_step: int = 1,
+) -> PackedMatrix:  # fmt: skip
+    values, metadata, *selection = _split([t.contiguous() for t in tensors], parts)
+    return PackedMatrix(
+        values, metadata, selection[0] if selection else [], first, rows,
+        None if bias is None else bias.contiguous(), bias_first, bias_step,
+    )  # fmt: skip
+
+
+def _split(tensors: Sequence[Tensor], parts: int) -> Iterator[Sequence[Tensor]]:
+    """Values, metadata and selection out of the flat list."""
+    each = len(tensors) // parts
+    return (tensors[i * each : (i + 1) * each] for i in range(parts))
+
+
+def _experts(tensors: Sequence[Tensor], parts: int) -> int:
+    return tensors[0].shape[0] if tensors[0].dim() == 3 else len(tensors) // parts
+
+
+def _without_kernel(
+    x_TH: Tensor,
+    expert_ids_TK: Tensor,
+    expert_weights_TK: Tensor,
+    gate: Sequence[Tensor],
+    up: Sequence[Tensor],
+    down: Sequence[Tensor],
+    gate_bias_E: Tensor | None,
+    up_bias_E: Tensor | None,
+    down_bias_E: Tensor | None,
+    config: SparsityConfig,
+    width: int,
+    activation: str,
+    gate_up_layout: str,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    packed_rows = width if gate_up_layout in ("separate", "none") else 2 * width
+    if gate_up_layout == "interleaved":
+        gate_up_layout = "concatenated"
+        up_bias_E = None if up_bias_E is None else torch.cat([up_bias_E[:, ::2], up_bias_E[:, 1::2]], dim=1)
+    hidden, dtype = x_TH.shape[1], x_TH.dtype
+    plan = route(expert_ids_TK, _experts(up, 3 if config.n < config.m else 2))
+    h_SI = expert_up(
+        x_TH, *plan, _wrapped(gate, config, width, hidden), _wrapped(up, config, packed_rows, hidden), gate_bias_E,
+        up_bias_E, None, activation, gate_up_layout, "out_in", dtype,
+    )  # fmt: skip
+    return expert_down(
+        h_SI, *plan, _wrapped(down, config, hidden, width), down_bias_E, expert_weights_TK, "out_in", dtype, out_dtype
+    )
+
+
+def _wrapped(tensors: Sequence[Tensor], config: SparsityConfig, rows: int, cols: int) -> list[Tensor]:
+    """The matrices as packed tensors again."""
+    values, metadata, *selection = _split(tensors, 3 if config.n < config.m else 2)
+    choices = selection[0] if selection else [None] * len(values)
+    form = Form(config, rows, cols)
+    return [PackedTensor(v, d, s, form) for v, d, s in zip(values, metadata, choices, strict=True)]
+
+
+def _check(x_TH: Tensor, up: Sequence[Tensor], n: int, m: int) -> None:
+    if x_TH.device.type not in ("cpu", "meta"):
+        raise bad_operand("sparse_experts", "x", f"lies on {x_TH.device}", "move the model to the CPU")
+    if x_TH.dtype != up[0].dtype:
+        raise bad_operand("sparse_experts", "x", f"is {x_TH.dtype}", f"cast it to {up[0].dtype}, as the weights are")
+
+
+def _fake(
+    x_TH: Tensor, ids: Tensor, weights: Tensor, gate: Sequence[Tensor], up: Sequence[Tensor], *rest: object
+) -> Tensor:
+    out_dtype = rest[-1]
+    assert isinstance(out_dtype, torch.dtype)
+    return x_TH.new_empty(x_TH.shape, dtype=out_dtype)
+
+
+define_opaque(
+    "sparse_experts(Tensor x, Tensor expert_ids, Tensor expert_weights, Tensor[] gate, Tensor[] up, Tensor[] down, "
+    "Tensor? gate_bias, Tensor? up_bias, Tensor? down_bias, int n, int m, int vector, int group, int width, "
+    "str activation, str gate_up_layout, ScalarType out_dtype) -> Tensor",
+    sparse_experts,
+    _fake,
+)

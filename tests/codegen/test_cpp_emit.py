@@ -1,0 +1,61 @@
+"""The text of kernels: readable, the same every time, and refused where there is none."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from samoyeds_codegen.cpp.emit import TEMPLATES, emit
+from samoyeds_codegen.cpp.isa import AMX, AVX2, AVX512, ISAS, PORTABLE
+from samoyeds_codegen.cpp.spec import ExpertsSpec
+from samoyeds_codegen.errors import UnsupportedSpecError
+from samoyeds_codegen.expr import ExpressionError
+
+SPEC = ExpertsSpec("bfloat16", 1, 2, 32, 1, "silu(clamp(gate, None, 7.0)) * up", True)
+EXPECTED = Path(__file__).parents[1] / "expected" / "experts_portable.cpp.expected"
+
+
+def test_golden() -> None:
+    """SAMOYEDS_ACCEPT=1 accepts a new text."""
+    text = emit(SPEC, PORTABLE)
+    if os.environ.get("SAMOYEDS_ACCEPT"):
+        EXPECTED.write_text(text)
+    assert text == EXPECTED.read_text(), f"{EXPECTED.name} differs; SAMOYEDS_ACCEPT=1 accepts the new text"
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+def test_readable(isa) -> None:
+    """Whoever opens it learns what it is from the first line; every line fits a screen."""
+    text = emit(SPEC, isa)
+    assert text.startswith(f"// Samoyeds experts: bfloat16 1:2:32+2:4 {SPEC.activation}, for {isa.name}.")
+    assert "constexpr int N = 1, M = 2, V = 32, GROUP = 1;" in text
+    assert "return (silu(at_most(gate, 7.0f)) * up);" in text
+    assert max(map(len, text.splitlines())) <= 120
+    assert ("immintrin.h" in text) == (isa != PORTABLE) and ("namespace many = amx;" in text) == (isa == AMX)
+
+
+def test_flags() -> None:
+    assert PORTABLE.flags == () and AVX2.flags == ("-mavx2", "-mfma")
+    assert {"-mavx512f", "-mavx512vl"} <= set(AVX512.flags)
+    assert {"-mamx-bf16", "-mavx512bf16", "-mavx512vbmi2"} <= set(AMX.flags)
+
+
+def test_every_template_is_used() -> None:
+    texts = [emit(SPEC, isa) for isa in ISAS]
+    assert all(any(path.read_text().strip() in text for text in texts) for path in TEMPLATES.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"dtype": "float16"}, UnsupportedSpecError),
+        ({"n": 3, "m": 4}, UnsupportedSpecError),
+        ({"vector": 24}, UnsupportedSpecError),
+        ({"activation": "silu(x)"}, UnsupportedSpecError),
+        ({"activation": "open(gate)"}, ExpressionError),
+    ],
+)
+def test_refused(changes: dict, error: type[Exception]) -> None:
+    fields = {"dtype": "float32", "n": 1, "m": 2, "vector": 32, "group": 1, "activation": "gate * up", "gated": True}
+    with pytest.raises(error):
+        ExpertsSpec(**fields | changes)
