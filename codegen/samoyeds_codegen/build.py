@@ -10,6 +10,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import shlex
 import shutil
 import stat
 import subprocess
@@ -79,10 +80,15 @@ def cache_directory() -> Path:
 
 @dataclass(frozen=True)
 class Compiler:
-    """A C++ compiler: how it is called, and what it says it is."""
+    """A C++ compiler: how it is called, which may be several words (``ccache g++``), and what it says it is."""
 
     command: str
     version: str
+
+    @property
+    def words(self) -> list[str]:
+        """The command as a list of arguments."""
+        return shlex.split(self.command)
 
 
 def find_compiler() -> Compiler:
@@ -98,8 +104,9 @@ def find_compiler() -> Compiler:
 def _find_compiler(wanted: str) -> Compiler:
     command = wanted or _compiler_of_inductor()
     try:
-        version = subprocess.run([command, "--version"], capture_output=True, text=True, check=True, timeout=SECONDS)
-    except (OSError, subprocess.SubprocessError) as error:
+        asked = [*shlex.split(command), "--version"]
+        version = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=SECONDS)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise CompilerNotFoundError(f"{command} does not work as a C++ compiler ({error}); set $CXX to one") from error
     return Compiler(command, version.stdout)
 
@@ -137,7 +144,7 @@ def _make(source: Source, compiler: Compiler, entry: Path) -> None:
         made.mkdir(mode=0o700)
         text, library = made / "kernel.cpp", made / "kernel.so"
         text.write_text(source.text)
-        _compile([compiler.command, str(text), *FLAGS, *source.flags, "-o", str(library)])
+        _compile([*compiler.words, str(text), *FLAGS, *source.flags, "-o", str(library)])
         (made / "kernel.sha256").write_text(_hash(library))
         if entry.exists() and not _is_sound(entry):
             shutil.rmtree(entry, ignore_errors=True)

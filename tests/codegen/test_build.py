@@ -47,6 +47,11 @@ def test_compiled_loaded_and_private(cache: Path) -> None:
     assert [stat.S_IMODE(p.stat().st_mode) for p in (cache, entry)] == [0o700, 0o700]
 
 
+def test_compiler_of_several_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", f"env {build.find_compiler().command}")
+    assert load(answer(43)).answer() == 43
+
+
 def test_second_process_compiles_nothing(cache: Path, tmp_path: Path) -> None:
     """It finds a compiler that tells its version and fails at everything else."""
     real = build.find_compiler().command
