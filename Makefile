@@ -47,8 +47,9 @@ $(STAMP): pyproject.toml
 
 venv: $(STAMP) ## Make the virtual environment
 
-demo: $(STAMP) ## Run the quick start (ARGS="..." is passed on)
+demo: $(STAMP) ## Run the quick start (ARGS="..." is passed on), then dense and sparse models on text
 	@$(PY) examples/quickstart.py $(ARGS)
+	@$(PY) -m examples.small_lm.demo
 
 test: lint ## Lint, then run the tests (WORKERS=2, ARGS="...")
 	@$(PYTEST) $(ARGS)
@@ -61,11 +62,12 @@ lint: $(STAMP) ## Check style, formatting and types
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 
-bench: $(STAMP) ## Run the benchmarks; results go to benchmarks/results (forty minutes; leave the machine alone)
+bench: $(STAMP) ## Run the benchmarks; results go to benchmarks/results (two hours; leave the machine alone)
 	@$(PY) -m benchmarks.block
 	@$(PY) -m benchmarks.compile_time
 	@$(PY) -m benchmarks.matching
 	@$(PY) -m benchmarks.memory
+	@$(PY) -m benchmarks.quality
 
 wheel: $(STAMP) ## Build the wheel into dist/
 	@$(PY) -m build --wheel --no-isolation

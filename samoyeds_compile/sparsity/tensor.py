@@ -69,9 +69,11 @@ class PackedTensor(Tensor):
     def __new__(cls, kept: Tensor, metadata: Tensor | None, selection: Tensor | None, form: Form) -> PackedTensor:
         """Wrap canonical storage."""
         size, strides = _size(kept, form)
-        return torch.Tensor._make_wrapper_subclass(
-            cls, size, strides=strides, dtype=kept.dtype, device=kept.device, requires_grad=False
-        )
+        # In inference mode too: a view must be a tensor of the same kind as the weight that it is a view of.
+        with torch.inference_mode(False):
+            return torch.Tensor._make_wrapper_subclass(
+                cls, size, strides=strides, dtype=kept.dtype, device=kept.device, requires_grad=False
+            )
 
     def __init__(self, kept: Tensor, metadata: Tensor | None, selection: Tensor | None, form: Form) -> None:
         self.kept, self.metadata, self.selection, self.form = kept, metadata, selection, form
@@ -159,6 +161,8 @@ class PackedTensor(Tensor):
                 return found
         if func in _PRODUCTS or name in _GROUPED or name.startswith("samoyeds::"):
             return func(*_unpacked(args), **_unpacked(kwargs))
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+            return func.decompose(*args, **kwargs)  # in inference mode such ops come here before they are taken apart
         raise SparsityError(
             f"PackedTensor: {name} is not known for packed weights; use .to_dense(), or densify_(model)"
         )
@@ -253,6 +257,13 @@ def _view(weight: PackedTensor, size: Sequence[int]) -> PackedTensor:
     raise SparsityError("PackedTensor: is viewed as matrices of its experts only; use .to_dense()")
 
 
+def _expand(weight: PackedTensor, size: Sequence[int], **kwargs: Any) -> PackedTensor:
+    """To the size that it has, as ``matmul`` does."""
+    if len(size) != weight.dim() or any(s not in (-1, w) for s, w in zip(size, weight.shape, strict=True)):
+        raise SparsityError(f"PackedTensor: {list(weight.shape)} cannot be repeated as {list(size)}; use .to_dense()")
+    return _same(weight)
+
+
 def _fits(size: Sequence[int], whole: Sequence[int]) -> bool:
     """Whether sizes, one of which may be left open, are these."""
     alike = len(size) == len(whole) and list(size).count(-1) < 2
@@ -303,6 +314,8 @@ _KEEP: dict[Any, Callable[..., Any]] = {
     aten.select.int: _select,
     aten.slice.Tensor: _slice,
     aten.view.default: _view,
+    aten._unsafe_view.default: _view,
+    aten.expand.default: _expand,
     aten.index.Tensor: _index,
     aten.copy_.default: _copy,
 }

@@ -46,6 +46,18 @@ def test_looks_like_the_dense_one(shape: tuple[int, ...], transposed: bool, conf
     assert "PackedTensor" in repr(weight) and str(config) in repr(weight)
 
 
+def test_inference_mode() -> None:
+    """Views of a weight that was made outside, and weights that are made inside."""
+    weight, dense = packed((E, ROWS, COLS))
+    x = torch.randn(E, 5, COLS)
+    with torch.inference_mode():
+        torch.testing.assert_close(x @ weight.transpose(1, 2), x @ dense.mT)
+        torch.testing.assert_close(F.linear(x[1], weight[1]), F.linear(x[1], dense[1]))
+        assert torch.equal(weight.to(torch.bfloat16).to_dense(), dense.to(torch.bfloat16))
+        inside = PackedTensor.from_dense(dense, CONFIGS[1])
+        torch.testing.assert_close(x @ inside.mT, x @ dense.mT)
+
+
 def test_interleaved_rows() -> None:
     """Gate and up rows are packed apart, and come back alternating."""
     config = SparsityConfig(1, 2, 16)
