@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 
@@ -16,6 +17,7 @@ from samoyeds_compile.ops.expert_up import expert_up
 from samoyeds_compile.ops.library import bad_operand, define_opaque
 from samoyeds_compile.ops.route import route
 from samoyeds_compile.sparsity.config import SparsityConfig
+from samoyeds_compile.sparsity.pack import packed_shapes
 from samoyeds_compile.sparsity.tensor import Form, PackedTensor
 
 logger = logging.getLogger(__name__)
@@ -66,7 +68,9 @@ def sparse_experts(
     Raises:
         OperandError: an operand does not fit the others.
     """
-    _check(x_TH, up, n, m)
+    config = SparsityConfig(n, m, vector, group=group)
+    biases = (gate_bias_E, up_bias_E, down_bias_E)
+    _check(x_TH, expert_ids_TK, expert_weights_TK, gate, up, down, biases, config, width, gate_up_layout)
     spec = ExpertsSpec(
         str(x_TH.dtype).removeprefix("torch."), n, m, vector, group, activation, gate_up_layout != "none"
     )
@@ -74,7 +78,6 @@ def sparse_experts(
         kernel = experts_kernel(spec)
     except KernelError as error:
         logger.warning("samoyeds::sparse_experts runs without a kernel: %s", error)
-        config = SparsityConfig(n, m, vector, group=group)
         return _without_kernel(x_TH, expert_ids_TK, expert_weights_TK, gate, up, down, gate_bias_E, up_bias_E,
                                down_bias_E, config, width, activation, gate_up_layout, out_dtype)  # fmt: skip
     return run_kernel(kernel, x_TH, expert_ids_TK, expert_weights_TK, gate, up, down, gate_bias_E, up_bias_E,
@@ -174,11 +177,44 @@ def _wrapped(tensors: Sequence[Tensor], config: SparsityConfig, rows: int, cols:
     return [PackedTensor(v, d, s, form) for v, d, s in zip(values, metadata, choices, strict=True)]
 
 
-def _check(x_TH: Tensor, up: Sequence[Tensor], n: int, m: int) -> None:
-    if x_TH.device.type not in ("cpu", "meta"):
-        raise bad_operand("sparse_experts", "x", f"lies on {x_TH.device}", "move the model to the CPU")
-    if x_TH.dtype != up[0].dtype:
-        raise bad_operand("sparse_experts", "x", f"is {x_TH.dtype}", f"cast it to {up[0].dtype}, as the weights are")
+def _check(
+    x_TH: Tensor,
+    expert_ids_TK: Tensor,
+    expert_weights_TK: Tensor,
+    gate: Sequence[Tensor],
+    up: Sequence[Tensor],
+    down: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    config: SparsityConfig,
+    width: int,
+    gate_up_layout: str,
+) -> None:
+    """Everything that a kernel takes for granted, as it would read beyond its operands."""
+    op, hidden = "sparse_experts", x_TH.shape[-1]
+    if x_TH.device.type != "cpu" or x_TH.dim() != 2:
+        raise bad_operand(op, "x", f"lies on {x_TH.device}, rank {x_TH.dim()}", "pass [T, H] on the CPU")
+    if expert_ids_TK.shape != expert_weights_TK.shape or expert_ids_TK.shape[:-1] != x_TH.shape[:-1]:
+        shapes = f"{list(expert_ids_TK.shape)} and {list(expert_weights_TK.shape)}"
+        raise bad_operand(op, "expert_ids and expert_weights", f"have shapes {shapes}", "pass [T, K] both")
+    rows = 2 * width if gate_up_layout in ("concatenated", "interleaved") else width
+    experts = _experts(up, 3 if config.n < config.m else 2)
+    shapes_of = {"gate": (gate, width, hidden), "up": (up, rows, hidden), "down": (down, hidden, width)}
+    for (name, (tensors, out, into)), bias in zip(shapes_of.items(), biases, strict=True):
+        if name == "gate" and gate_up_layout != "separate":
+            continue
+        expected = _storage_shapes(experts, tensors[0].dim() == 3, out, into, config)
+        if [tuple(t.shape) for t in tensors] != expected or tensors[0].dtype != x_TH.dtype:
+            wanted = f"{x_TH.dtype} {expected[0]} and what belongs to it"
+            raise bad_operand(op, name, f"is {tensors[0].dtype} {list(tensors[0].shape)}", f"pass {wanted}")
+        if bias is not None and (bias.shape != (experts, out) or bias.dtype != x_TH.dtype):
+            raise bad_operand(op, f"{name}_bias", f"is {bias.dtype} {list(bias.shape)}", f"pass [{experts}, {out}]")
+
+
+@functools.lru_cache(maxsize=256)
+def _storage_shapes(experts: int, stacked: bool, rows: int, cols: int, config: SparsityConfig) -> list[tuple[int, ...]]:
+    """Shapes of the flat list that holds a projection."""
+    found = [shape for shape in packed_shapes(rows, cols, config).values() if shape is not None]
+    return [(experts, *shape) for shape in found] if stacked else [shape for shape in found for _ in range(experts)]
 
 
 def _fake(

@@ -8,6 +8,7 @@ import ctypes
 import functools
 import itertools
 import mmap
+import os
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from samoyeds_codegen.cpp.isa import AMX, AVX2, PORTABLE, Isa, usable_isas
 from samoyeds_codegen.cpp.kernel import ExpertsKernel, experts_kernel
 from samoyeds_codegen.cpp.spec import ExpertsSpec
+from samoyeds_compile.errors import OperandError
 from samoyeds_compile.ops import reference
 from samoyeds_compile.ops.experts_packed import _storage, kernel_spec
 from samoyeds_compile.ops.sparse_experts import run_kernel
@@ -37,6 +39,7 @@ ISAS = [pytest.param(isa, id=isa.name) for isa in usable_isas("bfloat16")]
 TOKENS = (0, 1, 2, 3, 7, 8, 9, 20, 70, 300)
 SHAPES = ((64, 32), (40, 36), (100, 20), (8, 4))
 """(H, I); most are no multiple of a vector, a panel or a tile."""
+FLAGS = tuple(os.environ.get("SAMOYEDS_TEST_FLAGS", "-O1").split())
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 4e-3}
 """Relative to the norm; eager bfloat16 is at 4e-3 to 6e-3."""
 
@@ -85,7 +88,7 @@ def skip_unless_for(isa: Isa, dtype: torch.dtype) -> None:
 @functools.cache
 def kernel_of(isa: Isa | None, dtype: str, config: SparsityConfig, activation: str, gated: bool) -> ExpertsKernel:
     spec = ExpertsSpec(dtype, config.n, config.m, config.vector, config.group, activation, gated)
-    return ExpertsKernel(spec, isa, ("-O1",))
+    return ExpertsKernel(spec, isa, FLAGS)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -218,6 +221,45 @@ def test_no_kernel(spoil: dict, reason: str) -> None:
         spoil.get("dtype", torch.float32),
     )  # fmt: skip
     assert isinstance(found, str) and reason in found
+
+
+@pytest.mark.usefixtures("fast_builds")
+@pytest.mark.parametrize(
+    ("position", "spoil", "name"),
+    [
+        (0, lambda x: x.bfloat16(), "up"),
+        (0, lambda x: x[:, :8], "down"),
+        (1, lambda ids: ids[:-1], "expert_ids"),
+        (2, lambda weights: weights[:, :1], "expert_ids"),
+        (4, lambda up: [up[0][:, :-1], *up[1:]], "up"),
+        (5, lambda down: [down[0], down[1][:, 1:], down[2]], "down"),
+        (8, lambda bias: bias[:, :-1], "down_bias"),
+    ],
+)
+def test_operands_that_do_not_fit(position: int, spoil, name: str) -> None:
+    """A kernel would read beyond them."""
+    args = operands(8, 5, 2, 3, 32, 16, "concatenated", "out_in", True)
+    _, packed = packed_operands(args, SparsityConfig(1, 2, 32))
+    pattern = (1, 2, 32, 1, 16, packed[9], packed[10], torch.float32)
+    call = [*packed[:3], *map(_storage, packed[3:6]), *packed[6:9], *pattern]
+    assert torch.ops.samoyeds.sparse_experts(*call).shape == (5, 32)
+    call[position] = spoil(call[position])
+    with pytest.raises(OperandError, match=f"sparse_experts: {name}"):
+        torch.ops.samoyeds.sparse_experts(*call)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_damaged_selection_stays_inside_its_block(isa: Isa) -> None:
+    """Of what it computes nothing can be said but that it is computed."""
+    config = CONFIGS["bfloat16 2:4:16"]
+    kernel = kernel_of(isa, "bfloat16", config, ACTIVATIONS["concatenated"], True)
+    for tokens in (1, 40):
+        args = operands(9, tokens, 1, 2, 48, 32, "concatenated", "out_in", True, torch.bfloat16, sentinels=False)
+        _, packed = packed_operands(args, config)
+        for w in (packed[4][0], packed[5][0]):
+            w.selection.fill_(255)
+            w.metadata.fill_(-1)
+        assert run(kernel, packed).shape == (tokens, 48)
 
 
 @pytest.mark.usefixtures("fast_builds")

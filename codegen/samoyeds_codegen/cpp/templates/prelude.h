@@ -47,6 +47,7 @@ struct Panel {
     }
   }
 
-  // Which of the PANEL output rows condensed row r adds to at a column; without selection, the row itself.
-  int target(int r, int64_t column) const { return N == M ? r : r / N * M + selection[r][column / V]; }
+  // Which of the PANEL output rows condensed row r adds to at a column; without selection, the row itself. M is a power
+  // of two: whatever a damaged file holds, the row is one of the block's.
+  int target(int r, int64_t column) const { return N == M ? r : r / N * M + (selection[r][column / V] & (M - 1)); }
 };
