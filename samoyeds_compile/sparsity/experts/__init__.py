@@ -5,7 +5,7 @@ One form of storage a file, and `FORMS` is the list of them. Routers, attention 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 
 from torch import nn
 
@@ -52,9 +52,9 @@ def find_blocks(model: nn.Module, filter_fn: Filter = None) -> list[Block]:
     return chosen
 
 
-def _blocks_of(name: str, module: nn.Module) -> Iterator[Block]:
-    """Of the first form that a module has."""
-    return iter(next((blocks for form in FORMS if (blocks := form(name, module))), []))
+def _blocks_of(name: str, module: nn.Module) -> list[Block]:
+    """Of the form that a module has."""
+    return next((blocks for form in FORMS if (blocks := form(name, module))), [])
 
 
 def _reason(model: nn.Module) -> str:

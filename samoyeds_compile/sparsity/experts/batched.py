@@ -15,8 +15,8 @@ from samoyeds_compile.sparsity.projections import Block, Stack, Tokens
 
 def batched(name: str, module: nn.Module) -> list[Block]:
     """The block of a module whose only argument are the rows."""
-    found = gate_up_down(name, module, transposed=True) if arguments_of(module) == ROUTED[:1] else None
-    if found is None or found[0].experts != found[1].experts:
+    found = gate_up_down(name, module, transposed=True)
+    if found is None or found[0].experts != found[1].experts or arguments_of(module) != ROUTED[:1]:
         return []
     stack = Stack(_rows(found[0].experts), gate_of(module))
     return [Block(name, module, name, found, frozenset(), stack)]

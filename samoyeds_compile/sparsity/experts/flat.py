@@ -21,7 +21,7 @@ def flat(name: str, module: Any) -> list[Block]:
     """The block of a module that takes tokens by ids and has such a child."""
     child = getattr(module, "mlp", None)
     experts = getattr(module, "num_experts", None)
-    if arguments_of(module) != ROUTED or not isinstance(experts, int) or not _holds_weights(child, experts):
+    if not isinstance(experts, int) or not _holds_weights(child, experts) or arguments_of(module) != ROUTED:
         return []
     assert isinstance(child, nn.Module)
     projections = tuple(

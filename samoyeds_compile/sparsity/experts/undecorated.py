@@ -14,8 +14,8 @@ from samoyeds_compile.sparsity.projections import Block, Stack
 
 def undecorated(name: str, module: nn.Module) -> list[Block]:
     """The block of a module with the names, shapes and arguments of a decorated one of the default layout."""
-    found = gate_up_down(name, module, transposed=False) if arguments_of(module)[1:] == ROUTED[1:] else None
-    if found is None:
+    found = gate_up_down(name, module, transposed=False)
+    if found is None or arguments_of(module)[1:] != ROUTED[1:]:
         return []
     up, down = found
     passing = any(isinstance(child, nn.Identity) for child in module.children())
