@@ -9,6 +9,7 @@ import functools
 import itertools
 import mmap
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from samoyeds_codegen.cpp.isa import AMX, AVX2, PORTABLE, Isa, usable_isas
 from samoyeds_codegen.cpp.kernel import ExpertsKernel, experts_kernel
 from samoyeds_codegen.cpp.spec import ExpertsSpec
+from samoyeds_codegen.errors import UnsupportedSpecError
 from samoyeds_compile.errors import OperandError
 from samoyeds_compile.ops import reference
 from samoyeds_compile.ops.experts_packed import _storage, kernel_spec
@@ -310,3 +312,12 @@ def test_isas() -> None:
     found = usable_isas("bfloat16")
     assert found[-1] == PORTABLE and (AMX not in found or AVX2 in found)
     assert AMX not in usable_isas("float32")
+
+
+def test_variants_that_the_machine_lacks_are_refused() -> None:
+    """They would end the process."""
+    spec = ExpertsSpec("bfloat16", 1, 2, 32, 1, "gate * up", True)
+    with pytest.raises(UnsupportedSpecError, match="other is not for bfloat16"):
+        ExpertsKernel(spec, replace(PORTABLE, name="other", features=frozenset({"avx1024"})))
+    with pytest.raises(UnsupportedSpecError, match="float32"):
+        ExpertsKernel(replace(spec, dtype="float32"), AMX)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from samoyeds_codegen.build import Source, load
 from samoyeds_codegen.cpp.emit import emit
-from samoyeds_codegen.cpp.isa import Isa, usable_isas
+from samoyeds_codegen.cpp.isa import Isa, runs_here, usable_isas
 from samoyeds_codegen.cpp.spec import ExpertsSpec
-from samoyeds_codegen.errors import CompilationError
+from samoyeds_codegen.errors import CompilationError, UnsupportedSpecError
 
 
 class _PerExpert(ctypes.Structure):
@@ -74,6 +74,8 @@ class ExpertsKernel:
 
     def __init__(self, spec: ExpertsSpec, isa: Isa | None = None, flags: tuple[str, ...] = ()) -> None:
         self.spec, self.isa = spec, isa or usable_isas(spec.dtype)[0]
+        if spec.dtype not in self.isa.dtypes or not runs_here(self.isa):
+            raise UnsupportedSpecError(f"{self.isa.name} is not for {spec.dtype} weights on this machine")
         library = load(Source(f"experts-{self.isa.name}", emit(spec, self.isa), (*self.isa.flags, *flags)))
         library.samoyeds_arguments_size.restype = ctypes.c_int64
         if library.samoyeds_arguments_size() != ctypes.sizeof(_Arguments):
