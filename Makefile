@@ -67,6 +67,7 @@ bench: $(STAMP) ## Run the benchmarks; results go to benchmarks/results (two hou
 	@$(PY) -m benchmarks.compile_time
 	@$(PY) -m benchmarks.matching
 	@$(PY) -m benchmarks.memory
+	@$(PY) -m benchmarks.cpu
 	@$(PY) -m benchmarks.quality
 
 wheel: $(STAMP) ## Build the wheel into dist/
