@@ -1,5 +1,7 @@
-"""What every benchmark shares: alternating rounds, medians, the machine, the results file."""
+"""What every benchmark shares: alternating rounds, medians, resident memory, the machine, the results file."""
 
+import ctypes
+import gc
 import json
 import os
 import platform
@@ -12,6 +14,7 @@ from typing import Any
 
 import torch
 
+MIB = 2**20
 RESULTS = Path(__file__).parent / "results"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -47,6 +50,20 @@ def synchronize() -> None:
 def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
     """Median of each arm."""
     return {name: round(statistics.median(values), 4) for name, values in times.items()}
+
+
+def resident(peak: bool = False) -> float:
+    """MiB that the process holds, or held at most since `forget_peak`."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    name = "VmHWM" if peak else "VmRSS"
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) / 1024
+
+
+def forget_peak() -> None:
+    """Start the peak anew."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def machine() -> dict[str, Any]:

@@ -10,9 +10,10 @@ from torch import Tensor
 from samoyeds_compile.sparsity.projections import Projection
 from samoyeds_compile.sparsity.sample import Sample
 
-SAMPLED = 2048
-"""Tokens of a layer that are kept to measure the output error, at most; split among its experts."""
-LEAST_SAMPLED = 16
+SAMPLED = 128
+"""Tokens of a layer that are kept to measure the output error, at most; split among its experts. Few, as those of all
+layers are there at the same time."""
+LEAST_SAMPLED = 4
 """Tokens kept for each expert, however many there are."""
 
 
@@ -55,14 +56,16 @@ class InputStats:
     def zeros(cls, projection: Projection, wanted: Wanted, share: int = 1) -> InputStats:
         """Of no tokens; ``share`` experts of the layer have statistics of their own."""
         experts, cols, device = projection.experts, projection.shape[1], projection.parameter.device
-        room = max(LEAST_SAMPLED, SAMPLED // (experts * share)) if wanted.sample else 0
+        room = max(LEAST_SAMPLED, SAMPLED // (experts * share))
+        sampled = experts if wanted.sample else 0
+        rooms = torch.empty(sampled, room, cols, dtype=projection.parameter.dtype, device=device)
         return cls(
             torch.zeros(experts, dtype=torch.int64),
             torch.zeros(experts, dtype=torch.float64, device=device),
-            torch.zeros(experts, cols, device=device),
-            torch.zeros(experts, cols, device=device),
-            torch.zeros(experts, cols, cols, device=device) if wanted.hessian else None,
-            [Sample(room, seed) for seed in range(experts if wanted.sample else 0)],
+            torch.zeros(experts, cols, dtype=torch.float32, device=device),
+            torch.zeros(experts, cols, dtype=torch.float32, device=device),
+            torch.zeros(experts, cols, cols, dtype=torch.float32, device=device) if wanted.hessian else None,
+            [Sample(room, seed) for seed, room in enumerate(rooms)],
         )
 
     def add(self, expert: int, x_NC: Tensor, weights_N: Tensor, routed: bool) -> None:

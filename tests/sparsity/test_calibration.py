@@ -7,7 +7,7 @@ from samoyeds_compile.errors import SparsityError
 from samoyeds_compile.sparsity.calibration import collect
 from samoyeds_compile.sparsity.experts import find_blocks
 from samoyeds_compile.sparsity.sample import Sample
-from samoyeds_compile.sparsity.stats import Wanted
+from samoyeds_compile.sparsity.stats import SAMPLED, Wanted
 from tests.sparsity.experts_models import STACKED, ListedModel, build
 
 
@@ -53,7 +53,8 @@ def test_stats_of_stacks(name: str, routed: bool) -> None:
             f = g.square() if routed else torch.ones_like(g)
             for projection, x in zip(block.projections, xs, strict=True):
                 found = stats[projection.name]
-                assert found.count[expert] == len(x) == len(found.samples[expert].x if len(x) else ())
+                sampled = len(found.samples[expert].x)
+                assert found.count[expert] == len(x) and sampled == min(len(x), SAMPLED // block.experts)
                 for actual, expected in (
                     (found.mass[expert], f.sum()),
                     (found.sums[expert], (f[:, None] * x).sum(0)),
@@ -103,7 +104,7 @@ def test_calibration_that_cannot_be_used() -> None:
 def test_sample_is_uniform_and_bounded() -> None:
     picks = torch.zeros(40)
     for seed in range(400):
-        sample = Sample(10, seed)
+        sample = Sample(torch.empty(10, 1), seed)
         for start in range(0, 40, 8):
             x = torch.arange(start, start + 8.0)
             sample.add(x.unsqueeze(1), x)
