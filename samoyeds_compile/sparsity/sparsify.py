@@ -39,8 +39,8 @@ def sparsify_(
     Which weights: stacks of transformers' experts modules, decorated or not, and ``nn.Linear`` in lists of experts.
     Routers, attention and shared experts stay dense. All checks and the calibration come before the first change, so
     that a wrong argument, model or calibration leaves the model as it was. Then the parameters of one expert, or of one
-    stack of experts, after the other are replaced together, and the dense ones released. So room for the packed weights
-    of one stack is needed on top of the model, and little else: an expert is pruned and packed a few rows at a time.
+    stack of experts, after the other are replaced together, and the dense ones released. So room for what these take
+    packed is needed on top of the model, and little else: an expert is pruned and packed a few rows at a time.
     Second moments for ``"second_order"`` come on top of that, and one expert's scores in float32 for ``permute``.
 
     Args:
