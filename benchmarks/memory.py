@@ -7,7 +7,8 @@ the kernel says the process holds (VmRSS; VmHWM for the peak, reset before), aft
 could, minus what it holds without the model. The peak is that of all of `sparsify_`, calibration too. Linux only.
 
 Two things are no weights and are made before: code that is loaded when it first runs (a tiny model is made sparse), and
-the kernels that oneDNN keeps for each number of tokens that an expert gets (the dense model runs on the calibration).
+the kernels that oneDNN keeps for each number of tokens that an expert gets (where there is calibration, the dense model
+runs on it; `model_mib` has them).
 """
 
 from __future__ import annotations
@@ -59,9 +60,8 @@ def calibration() -> list[Tensor]:
 
 def measure(config: SparsityConfig, layers: int, arguments: dict[str, Any]) -> dict[str, Any]:
     """One case, in this process."""
-    inputs = calibration()
-    needed = None if arguments["method"] == "magnitude" else inputs
-    given = {"config": config, "calibration": needed, "progress": False, **arguments}
+    inputs = [] if arguments["method"] == "magnitude" else calibration()
+    given = {"config": config, "calibration": inputs or None, "progress": False, **arguments}
     sparsify_(build(TINY, 1), **given)
     empty = resident()
     model = build(SIZES, layers)
