@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,9 +72,7 @@ def sparse_experts(
     config = SparsityConfig(n, m, vector, group=group)
     biases = (gate_bias_E, up_bias_E, down_bias_E)
     _check(x_TH, expert_ids_TK, expert_weights_TK, gate, up, down, biases, config, width, gate_up_layout)
-    spec = ExpertsSpec(
-        str(x_TH.dtype).removeprefix("torch."), n, m, vector, group, activation, gate_up_layout != "none"
-    )
+    spec = _spec(str(x_TH.dtype).removeprefix("torch."), n, m, vector, group, activation, gate_up_layout != "none")
     try:
         kernel = experts_kernel(spec)
     except KernelError as error:
@@ -115,6 +114,12 @@ def run_kernel(
     out_TH = x_TH.new_empty(x_TH.shape, dtype=out_dtype if out_dtype in OUTPUTS else torch.float32)
     kernel(x_TH, expert_ids_TK, expert_weights_TK, gate_, up_, down_, experts, out_TH)
     return out_TH.to(out_dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def _spec(*fields: Any) -> ExpertsSpec:
+    """The specification; checking it takes longer than the smallest block, so each is checked once."""
+    return ExpertsSpec(*fields)
 
 
 def _matrix(

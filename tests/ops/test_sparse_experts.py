@@ -24,7 +24,7 @@ from samoyeds_compile.ops import reference
 from samoyeds_compile.ops.experts_packed import _storage, kernel_spec
 from samoyeds_compile.ops.sparse_experts import run_kernel
 from samoyeds_compile.sparsity import PackedTensor, SparsityConfig, best_mask
-from samoyeds_compile.sparsity.tensor import alternating, separated
+from samoyeds_compile.sparsity.layout import StorageLayout
 from tests.ops.operands import ACTIVATIONS, double, operands
 
 CONFIGS = {
@@ -51,11 +51,9 @@ def packed_operands(args: list, config: SparsityConfig) -> tuple[list, list]:
     layout, in_out = args[10], args[11] == "in_out"
 
     def prune(weight: Tensor, interleaved: bool) -> tuple[Tensor, PackedTensor]:
-        matrix = weight.mT if in_out else weight
-        matrix = separated(matrix) if interleaved else matrix
-        matrix = matrix * best_mask(matrix.abs(), config)
-        matrix = alternating(matrix) if interleaved else matrix
-        dense = (matrix.mT if in_out else matrix).contiguous()
+        stored = StorageLayout(in_out, interleaved)
+        matrix = stored.to_rows(weight)
+        dense = stored.to_stored(matrix * best_mask(matrix.abs(), config)).contiguous()
         return dense, PackedTensor.from_dense(dense, config, transposed=in_out, interleaved=interleaved)
 
     dense, packed = list(args), list(args)
