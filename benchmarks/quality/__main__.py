@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 
 from benchmarks.common import RESULTS, machine, save
 from benchmarks.quality.plot import plot
-from benchmarks.quality.study import Study
+from benchmarks.quality.study import RECONSTRUCT, Study
 from benchmarks.quality.summary import summary, table
 from examples.small_lm import corpus
 from examples.small_lm import model as small
@@ -32,6 +32,10 @@ from examples.small_lm.train import batches
 
 EXTRA = 200
 """Steps of training after pruning: a tenth of what the model was trained for."""
+LONG = 1000
+"""Steps of the long training: half of what the model was trained for."""
+WIDE = 128
+"""Windows that reconstruction reads."""
 UNSEEN = 192
 """Windows of held-out text."""
 
@@ -50,7 +54,9 @@ def study_one(seed: int, work: Path, extra: int) -> None:
     stream = corpus.tokens(corpus.training(), tokenizer)
     unseen = corpus.windows(corpus.tokens(corpus.held_out(), tokenizer), small.CONTEXT, UNSEEN)
     torch.manual_seed(seed)
-    study = Study(model.eval(), unseen, calibration(stream), batches(stream, extra, seed=1000 + seed))
+    wide = list(corpus.windows(stream, small.CONTEXT, WIDE).split(16))
+    extras = [batches(stream, steps, seed=1000 + seed) for steps in (extra, LONG)]
+    study = Study(model.eval(), unseen, calibration(stream), extras[0], wide, extras[1])
     path = folder / "rows.json"
     rows = json.loads(path.read_text()) if path.exists() else []
     for row in study.rows({row["name"] for row in rows}):
@@ -83,7 +89,14 @@ def main() -> None:
     folders = [options.work / f"seed{seed}" for seed in options.seeds]
     rows = summary([json.loads((folder / "rows.json").read_text()) for folder in folders])
     curves = [_facts(folder) for folder in folders]
-    where = {**machine(), "extra_steps": options.extra, "held_out_tokens": UNSEEN * small.CONTEXT, "training": curves}
+    where = {
+        **machine(),
+        "extra_steps": options.extra,
+        "long_steps": LONG,
+        "reconstruct_steps": RECONSTRUCT,
+        "held_out_tokens": UNSEEN * small.CONTEXT,
+        "training": curves,
+    }
     save("quality", rows, where)
     (RESULTS / "quality.md").write_text(table(rows) + "\n")
     plot(rows, curves, RESULTS / "quality.png")

@@ -13,7 +13,9 @@ from samoyeds_compile.sparsity.by_rows import Matrix
 from samoyeds_compile.sparsity.calibration import collect
 from samoyeds_compile.sparsity.experts import find_blocks
 from samoyeds_compile.sparsity.install import densify_
+from samoyeds_compile.sparsity.masters import Masters
 from samoyeds_compile.sparsity.prune import METHODS, squared_scores
+from samoyeds_compile.sparsity.reconstruct import holder, reconstruct, record
 from samoyeds_compile.sparsity.stats import Wanted
 
 
@@ -24,11 +26,13 @@ def pruned(
     calibration: list[Tensor],
     permute: bool,
     refine: bool = False,
+    reconstruct: int = 0,
 ) -> nn.Module:
     """A dense copy with the values that `sparsify_` leaves."""
     found = copy.deepcopy(model)
     given = None if method == "magnitude" else calibration
-    sparsify_(found, config, method=method, calibration=given, permute=permute, refine=refine, progress=False)
+    how = {"permute": permute, "refine": refine, "reconstruct": reconstruct}
+    sparsify_(found, config, method=method, calibration=given, progress=False, **how)
     densify_(found)
     return found
 
@@ -52,4 +56,17 @@ def masked(model: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
     found = copy.deepcopy(model)
     for name, mask in masks.items():
         found.get_parameter(name).mul_(mask)
+    return found
+
+
+def reconstructed(model: nn.Module, masks: dict[str, Tensor], calibration: list[Tensor], steps: int) -> nn.Module:
+    """A dense copy with masks of another pattern applied, fitted as ``sparsify_(reconstruct=steps)`` fits its own."""
+    found = copy.deepcopy(model)
+    for block in find_blocks(found):
+        name, module = holder(block, found)
+        calls = record(found, module, calibration, lambda: None)
+        made = [Masters(p, p.stored.clone(), masks[p.name]) for p in block.projections]
+        reconstruct(name, module, made, [], calls, steps)
+        for each in made:
+            each.projection.parameter.data.copy_(torch.where(each.mask, each.values, 0))
     return found

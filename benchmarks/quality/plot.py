@@ -16,9 +16,10 @@ def plot(rows: list[dict[str, Any]], curves: list[dict[str, Any]], path: Path) -
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(3, 1, figsize=(9, 12.5), height_ratios=(3, 3, 1.6))
-    _oneshot(axes[0], [row for row in rows if row["when"] == "one-shot" and row["pattern"] != "dense"])
-    _recovered(axes[1], [row for row in rows if row["when"] == "recovered" and row["pattern"] != "dense"])
+    figure, axes = plt.subplots(3, 1, figsize=(9, 15), height_ratios=(3, 5, 1.6))
+    sparse = [row for row in rows if row["pattern"] != "dense"]
+    _oneshot(axes[0], [row for row in sparse if row["when"] == "one-shot"])
+    _fitted(axes[1], [row for row in sparse if row["when"] != "one-shot"])
     for curve in curves:
         steps, values = zip(*curve["perplexity"], strict=True)
         axes[2].plot(steps, values, label=f"seed {curve['seed']}")
@@ -51,20 +52,24 @@ def _oneshot(axes: Any, rows: list[dict[str, Any]]) -> None:
     axes.grid(alpha=0.3, axis="y", which="both")
 
 
-def _recovered(axes: Any, rows: list[dict[str, Any]]) -> None:
-    names = [_name(row) for row in rows]
+def _fitted(axes: Any, rows: list[dict[str, Any]]) -> None:
+    whens = list(dict.fromkeys(row["when"] for row in rows))
     for at, row in enumerate(rows):
-        above = row["above_dense_percent"]
-        axes.plot(above, [at] * len(above), "o", color="C0", ms=4.5, mfc="none", lw=0)
+        above, color = row["above_dense_percent"], f"C{whens.index(row['when'])}"
+        axes.plot(above, [at] * len(above), "o", color=color, ms=4.5, mfc="none", lw=0)
         axes.plot([statistics.mean(above)], [at], "|", color="k", ms=12)
-    axes.axvline(3, color="0.6", lw=1, ls="--")
-    axes.axvline(0, color="0.6", lw=1)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+    for at, when in enumerate(whens):
+        axes.plot([], [], "o", color=f"C{at}", mfc="none", label=when)
+    for goal in (0, 3, 5):
+        axes.axvline(goal, color="0.6", lw=1, ls="--" if goal else "-")
+    axes.set_xscale("symlog", linthresh=10)
+    axes.set_yticks(range(len(rows)), map(_name, rows), fontsize=8)
     axes.invert_yaxis()
     axes.set(
-        xlabel="perplexity above the dense model after the same extra steps, %",
-        title="After training that recovers (circles: seeds; bar: mean; dashed: 3 %)",
+        xlabel="perplexity above dense after the same extra steps, %",
+        title="After reconstruction or training (circles: seeds; bar: mean; dashed: 3 and 5 %)",
     )
+    axes.legend(fontsize=8)
     axes.grid(alpha=0.3, axis="x")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from benchmarks.quality.oneshot import masked, peer_masks, pruned
+from benchmarks.quality.oneshot import masked, peer_masks, pruned, reconstructed
 from benchmarks.quality.peers import Peer, Unstructured, Venom
 from benchmarks.quality.recover import recovered_dense, recovered_peer
 from examples.small_lm.model import perplexity
@@ -22,6 +22,10 @@ PATTERNS = (PLAIN, *(SparsityConfig(1, 2, v, group=g) for v in (16, 32, 128) for
 METHODS = ("magnitude", "wanda", "router_wanda", "second_order")
 PEERS: tuple[Peer, ...] = (Unstructured(0.5), Unstructured(0.25), Venom(16), Venom(64))
 DEFAULT = "router_wanda"
+RECONSTRUCT = 300
+"""Steps for each layer."""
+FAST = 3e-3
+"""Highest rate of the long training that recovers: that of the dense model's own."""
 
 
 @dataclass
@@ -33,16 +37,20 @@ class Study:
         unseen: held-out windows [N, S].
         calibration: windows of training text, in batches.
         batches: what is read in training that recovers.
+        wide: more windows of training text than ``calibration``, for reconstruction.
+        many: what is read in the long training that recovers.
     """
 
     model: nn.Module
     unseen: Tensor
     calibration: list[Tensor]
     batches: list[Tensor]
+    wide: list[Tensor]
+    many: list[Tensor]
 
     def rows(self, done: set[str]) -> Iterator[dict[str, Any]]:
         """One measured model after the other; names in ``done`` are skipped."""
-        for facts, make in (*self._oneshot(), *self._recovered()):
+        for facts, make in (*self._oneshot(), *self._reconstructed(), *self._recovered(), *self._trained()):
             name = "|".join(str(value) for value in facts.values())
             if name not in done:
                 start = time.time()
@@ -69,6 +77,38 @@ class Study:
                     _facts("one-shot", peer, method),
                     lambda q=peer, m=method: masked(self.model, self._peer_masks(q, m)),
                 )
+
+    def _reconstructed(self) -> Iterator[tuple[dict[str, Any], Callable[[], nn.Module]]]:
+        group = SparsityConfig(1, 2, 32, group=16)
+        arms = ((PLAIN, DEFAULT), (PLAIN, "second_order"), (SAMOYEDS, DEFAULT), (SAMOYEDS, "second_order"))
+        for config, method in (*arms, (group, "second_order")):
+            yield (
+                _facts("reconstructed", config, method, permute=True),
+                lambda c=config, m=method: pruned(self.model, c, m, self.wide, True, reconstruct=RECONSTRUCT),
+            )
+        for peer in (Unstructured(0.5), Unstructured(0.25), Venom(64)):
+            yield (
+                _facts("reconstructed", peer, DEFAULT),
+                lambda q=peer: reconstructed(self.model, self._peer_masks(q, DEFAULT), self.wide, RECONSTRUCT),
+            )
+
+    def _trained(self) -> Iterator[tuple[dict[str, Any], Callable[[], nn.Module]]]:
+        """For half as many steps as the dense model was trained for, at its rate."""
+        how: dict[str, Any] = {"permute": True, "distill": True}
+        facts = lambda *args, **kw: _facts("trained on", *args, **kw)  # noqa: E731
+        yield facts("dense", "none"), lambda: recovered_dense(self.model, self.many, FAST)
+        for config in (SAMOYEDS, PLAIN):
+            yield (
+                facts(config, "second_order", **how),
+                lambda c=config: recovered(
+                    self.model, c, "second_order", self.calibration, self.many, highest=FAST, **how
+                ),
+            )
+        for peer in (Venom(64), Unstructured(0.25)):
+            yield (
+                facts(peer, DEFAULT, distill=True),
+                lambda q=peer: recovered_peer(self.model, self._peer_masks(q, DEFAULT), self.many, FAST, distill=True),
+            )
 
     def _recovered(self) -> Iterator[tuple[dict[str, Any], Callable[[], nn.Module]]]:
         yield _facts("recovered", "dense", "none"), lambda: recovered_dense(self.model, self.batches)
@@ -101,5 +141,5 @@ def _facts(
 ) -> dict[str, Any]:
     return {
         "when": when, "pattern": str(pattern), "method": method, "permute": permute,
-        "training": training if when == "recovered" else "", "distill": distill,
+        "training": training if when in ("recovered", "trained on") else "", "distill": distill,
     }  # fmt: skip

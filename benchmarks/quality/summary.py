@@ -11,12 +11,12 @@ KEYS = ("when", "pattern", "method", "permute", "training", "distill")
 def summary(seeds: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """One row for each measured model: its perplexities, and how much above the dense model's of the same seed.
 
-    A recovered model is compared with the dense one after the same extra steps.
+    A model that was trained on is compared with the dense one after the same extra steps.
     """
     by_name = [{row["name"]: row for row in rows} for rows in seeds]
     found = []
     for name, first in by_name[0].items():
-        dense = next(row["name"] for row in seeds[0] if row["when"] == first["when"] and row["pattern"] == "dense")
+        dense = _dense(seeds[0], first["when"])
         perplexities = [rows[name]["perplexity"] for rows in by_name]
         above = [100 * (rows[name]["perplexity"] / rows[dense]["perplexity"] - 1) for rows in by_name]
         found.append({
@@ -25,6 +25,12 @@ def summary(seeds: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
             "mean_percent": round(statistics.mean(above), 2),
         })  # fmt: skip
     return found
+
+
+def _dense(rows: list[dict[str, Any]], when: str) -> str:
+    """Name of the dense row to compare with; what has none was not trained on."""
+    names = {row["when"]: str(row["name"]) for row in rows if row["pattern"] == "dense"}
+    return names.get(when, names["one-shot"])
 
 
 def table(rows: list[dict[str, Any]]) -> str:

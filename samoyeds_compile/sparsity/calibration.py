@@ -24,7 +24,7 @@ def collect(
 ) -> Stats:
     """Run the model over calibration inputs and gather statistics of all projections of some blocks.
 
-    The model runs in eval mode without gradients, and is left in the mode it was in.
+    The model is left in the mode it was in.
 
     Args:
         model: the eager model.
@@ -39,14 +39,20 @@ def collect(
     """
     sizes = {block.layer: sum(other.layer == block.layer for other in blocks) for block in blocks}
     stats = {p.name: InputStats.zeros(p, wanted, sizes[b.layer]) for b in blocks for p in b.projections}
-    with _hooked(blocks, stats, wanted.routed), _evaluating(model), torch.no_grad():
-        for inputs in calibration:
-            _call(model, inputs)
-            advance()
+    with _hooked(blocks, stats, wanted.routed):
+        run(model, calibration, advance)
     for name, found in stats.items():
         if not bool(found.squares.isfinite().all()):
             raise SparsityError(f"{name}: calibration gives it inputs that are infinite or NaN; check model and inputs")
     return stats
+
+
+def run(model: nn.Module, calibration: Iterable[Any], advance: Callable[[], None] = lambda: None) -> None:
+    """Call the model with each calibration input, in eval mode and without gradients, for its hooks' sake."""
+    with evaluating(model), torch.no_grad():
+        for inputs in calibration:
+            _call(model, inputs)
+            advance()
 
 
 def _call(model: nn.Module, inputs: Any) -> None:
@@ -63,7 +69,8 @@ def _call(model: nn.Module, inputs: Any) -> None:
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A model in eval mode for a while."""
     trained = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from samoyeds_compile.sparsity.config import SparsityConfig
 from samoyeds_compile.sparsity.pack import pack, packed_shapes
@@ -42,9 +42,13 @@ class Packing:
 
     def write(self, expert: int, rows: PrunedRows) -> None:
         """Pack some rows of an expert, whole groups of blocks."""
+        self.write_rows(expert, rows.part, rows.weight)
+
+    def write_rows(self, expert: int, part: slice, weight: Tensor) -> None:
+        """Pack rows that have the pattern, [n, cols]."""
         whole = self.weight.packed
-        piece = pack(rows.weight, whole.config, self.projection.name)
-        start = rows.part.start * whole.config.n // whole.config.m
+        piece = pack(weight, whole.config, self.projection.name)
+        start = part.start * whole.config.n // whole.config.m
         for name, first in (("values", start), ("metadata", start), ("selection", start // whole.config.group)):
             storage, made = getattr(whole, name), getattr(piece, name)
             if made is not None:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from samoyeds_compile.sparsity.by_rows import row_slices
 from samoyeds_compile.sparsity.config import SparsityConfig
+from samoyeds_compile.sparsity.install import Packing, packed
 from samoyeds_compile.sparsity.layout import StorageLayout
 from samoyeds_compile.sparsity.projections import Projection
 from samoyeds_compile.sparsity.prune import PrunedRows
@@ -43,6 +45,15 @@ class Masters:
         """Keep some rows of an expert."""
         self.values[expert, rows.part] = torch.where(rows.mask, rows.weight, rows.dense)
         self.mask[expert, rows.part] = rows.mask
+
+    def packing(self, config: SparsityConfig) -> Packing:
+        """The same weights, packed."""
+        made, (rows, cols) = packed(self.projection, config), self.projection.shape
+        for expert in range(self.projection.experts):
+            for part in row_slices(rows, cols, config.m * config.group):
+                weight = torch.where(self.mask[expert, part], self.values[expert, part], 0)
+                made.write_rows(expert, part, weight)
+        return made
 
     def stored(self, matrices: Tensor) -> Tensor:
         """Values or mask as the parameter stores them."""

@@ -21,7 +21,8 @@ class ParameterReport:
         shape: its dense shape, as stored.
         kept_energy: kept share of the squared scores, the mean over its experts.
         relative_error: of its outputs on a sample of the calibration tokens, each weighed by its routing weight:
-            ‖ΔW x‖ / ‖W x‖. None without calibration, or where no token came.
+            ‖ΔW x‖ / ‖W x‖. None without calibration, or where no token came. That of pruning: the fit of
+            ``reconstruct`` comes later, and lets projections make up for each other (see `LayerReport`).
         bytes_before: dense.
         bytes_after: packed.
         permuted: its features are in another order now.
@@ -39,6 +40,25 @@ class ParameterReport:
 
 
 @dataclass(frozen=True)
+class LayerReport:
+    """What ``reconstruct`` did to one layer.
+
+    Attributes:
+        name: of the module whose output was fitted.
+        error_before, error_after: ‖y − y_dense‖ / ‖y_dense‖ over the calibration, before and after the fit.
+    """
+
+    name: str
+    error_before: float
+    error_after: float
+
+    def __str__(self) -> str:
+        """One line."""
+        errors = f"{self.error_before:.4f}, {self.error_after:.4f} after reconstruction"
+        return f"{self.name or 'the model'}: output error {errors}"
+
+
+@dataclass(frozen=True)
 class SparsityReport:
     """What `sparsify_` did; prints as a table.
 
@@ -47,12 +67,14 @@ class SparsityReport:
         config: the pattern.
         parameters: one entry for each.
         notes: what a user should know.
+        layers: what ``reconstruct`` did to each layer.
     """
 
     method: str
     config: SparsityConfig
     parameters: tuple[ParameterReport, ...]
     notes: tuple[str, ...] = ()
+    layers: tuple[LayerReport, ...] = ()
 
     @property
     def bytes_before(self) -> int:
@@ -90,6 +112,7 @@ class SparsityReport:
             "kept_energy": self.kept_energy,
             "relative_error": self.relative_error,
             "notes": list(self.notes),
+            "layers": [asdict(layer) for layer in self.layers],
             "parameters": [asdict(parameter) for parameter in self.parameters],
         }
 
@@ -113,7 +136,7 @@ class SparsityReport:
 
         console = Console(width=140)
         with console.capture() as capture:
-            console.print(self.table(), *self.notes, sep="\n")
+            console.print(self.table(), *map(str, self.layers), *self.notes, sep="\n")
         return capture.get()
 
 

@@ -16,6 +16,7 @@ from samoyeds_compile.sparsity.job import Job
 from samoyeds_compile.sparsity.permute import require_permutable
 from samoyeds_compile.sparsity.projections import Block
 from samoyeds_compile.sparsity.prune import Method, method_of
+from samoyeds_compile.sparsity.reconstruct import holder, require_replayable, require_steps
 from samoyeds_compile.sparsity.report import SparsityReport
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def sparsify_(
     filter_fn: Filter = None,
     permute: bool = False,
     refine: bool = False,
+    reconstruct: int = 0,
     trainable: bool = False,
     progress: bool = True,
 ) -> SparsityReport:
@@ -41,7 +43,8 @@ def sparsify_(
     that a wrong argument, model or calibration leaves the model as it was. Then the parameters of one expert, or of one
     stack of experts, after the other are replaced together, and the dense ones released. So room for what these take
     packed is needed on top of the model, and little else: an expert is pruned and packed a few rows at a time.
-    Second moments for ``"second_order"`` come on top of that, and one expert's scores in float32 for ``permute``.
+    Second moments for ``"second_order"`` come on top of that, one expert's scores in float32 for ``permute``, and for
+    ``reconstruct`` what `samoyeds_compile.sparsity.reconstruct` keeps.
 
     Args:
         model: an eager model; compile it afterwards.
@@ -57,6 +60,9 @@ def sparsify_(
         permute: put the intermediate features of each expert into an order of which the pattern keeps more; the
             order of what the expert takes and gives stays. Experts of which only a part is chosen keep theirs.
         refine: swap kept and pruned values where that brings outputs nearer at the mean input; not for second order.
+        reconstruct: steps of gradient descent, for each layer, that fit kept values to what the dense layer gave for
+            the calibration inputs; each step reads one of them. Needs no labels and no pass through the whole model but
+            the calibration's own, one for each layer. 200 and more help much; see docs/sparsity.md.
         trainable: keep the dense weights as masters with masks beside them, for `SparseTraining`, instead of packing.
         progress: show a progress bar.
 
@@ -71,6 +77,7 @@ def sparsify_(
     if not isinstance(config, SparsityConfig):
         raise SparsityError(f"config: is a {type(config).__name__}; pass a SparsityConfig")
     how = method_of(method, refine, calibration is not None)
+    require_steps(reconstruct, calibration is not None)
     blocks = find_blocks(model, filter_fn)
     require_prunable(model, blocks, trainable)
     permuted = {block.name for block in blocks if permute and len(block.chosen) == len(block.projections)}
@@ -78,10 +85,13 @@ def sparsify_(
         if block.name in permuted:
             require_permutable(block)
     inputs = None if calibration is None else list(calibration)
+    if reconstruct and inputs:
+        require_replayable(model, dict(holder(block, model) for block in blocks), inputs[0])
     layers = [list(of_layer) for _, of_layer in groupby(blocks, key=lambda block: block.layer)]
     with _progress(progress) as bar:
-        job = Job(model, config, how, refine, inputs, permuted, bar, trainable)
-        return SparsityReport(method, config, tuple(job.run(layers)), tuple(_notes(blocks, how, permute, permuted)))
+        job = Job(model, config, how, refine, inputs, permuted, bar, trainable, reconstruct)
+        reports, fitted = job.run(layers)
+    return SparsityReport(method, config, tuple(reports), tuple(_notes(blocks, how, permute, permuted)), tuple(fitted))
 
 
 def _progress(shown: bool) -> Progress:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from benchmarks.quality.oneshot import masked, peer_masks, pruned
+from benchmarks.quality.oneshot import masked, peer_masks, pruned, reconstructed
 from benchmarks.quality.peers import Unstructured, Venom
 from benchmarks.quality.recover import recovered_peer
 from benchmarks.quality.summary import summary, table
@@ -87,3 +87,13 @@ def test_each_row_is_compared_with_the_dense_model_of_its_seed_and_its_steps() -
     assert found["one-shot", "a"]["mean_percent"] == 15.0
     assert found["recovered", "a"]["above_dense_percent"] == [2.5, 0.0]
     assert "| one-shot | a | m | 17.50 | +15.0 % (+10.0 to +20.0) |" in table(list(found.values()))
+
+
+def test_peers_are_reconstructed_within_their_masks(model, calibration) -> None:
+    masks = peer_masks(model, Unstructured(0.25), "magnitude", calibration)
+    plain, fitted = masked(model, masks), reconstructed(model, masks, calibration, 20)
+    with torch.no_grad():
+        dense, *others = (m(calibration[0]).logits for m in (model, plain, fitted))
+    assert float((others[1] - dense).norm()) < 0.9 * float((others[0] - dense).norm())
+    for name, mask in masks.items():
+        assert not fitted.get_parameter(name).detach()[~mask].any()
