@@ -81,7 +81,8 @@ def _compile(block: nn.Module, backend: str, **given: Any) -> Callable[[Tensor],
     return compiled
 
 
-def _kernel(report: Report) -> str:
+def kernel_of(report: Report) -> str:
+    """What a report says of the experts of the only block."""
     named = [kernel for graph in report.graphs for kernel in graph.kernels]
     if named:
         return named[0]

@@ -29,7 +29,7 @@ CALLS = 3
 
 @dataclass(frozen=True)
 class Peak:
-    """MiB: the peak ``above`` what the process held before a call, and the ``bound`` for it; the ``kernel`` that ran."""
+    """MiB ``above`` what the process held before a call, at most, and the ``bound`` for it; what ``kernel`` ran."""
 
     above: float
     bound: float
