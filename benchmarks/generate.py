@@ -20,7 +20,6 @@ import gc
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,7 +38,7 @@ from transformers.generation.streamers import BaseStreamer
 from benchmarks.common import DTYPES, RESULTS, machine, quieten
 from benchmarks.cpu.arms import EAGER, INDUCTOR, PREFIX, kernel_of
 from benchmarks.cpu.shapes import DENSE, PATTERNS, densified, pruned
-from benchmarks.cpu.timing import Usage
+from benchmarks.cpu.timing import Timing, alternate, clock_of
 from examples import quickstart
 from examples.small_lm import model as small
 from samoyeds_compile import Report
@@ -126,25 +125,22 @@ def generate(arm: Arm, prompt: Tensor, tokens: int, now: Callable[[], float]) ->
     return clock.milliseconds
 
 
-def measure(name: str, model: PreTrainedModel, threads: int, prompt_length: int, tokens: int, rounds: int) -> Row:
+def measure(name: str, model: PreTrainedModel, threads: int, prompt_length: int, tokens: int, seconds: float) -> Row:
     """One model."""
     torch._dynamo.reset()
     prompt = torch.randint(model.config.vocab_size, (1, prompt_length), generator=torch.Generator().manual_seed(0))
-    now = time.thread_time if threads == 1 else time.perf_counter
-    arms = arms_of(model)
-    calls = {name: partial(generate, arm, prompt, tokens, now) for name, arm in arms.items()}
-    calls[BLOCKS] = partial(moe_milliseconds, compiled_blocks(arms[INDUCTOR].model), model, now)
-    before = Usage.now()
-    times = alternate(calls, rounds)
-    ms = {arm: statistics.median(values) for arm, values in times.items()}
-    share = statistics.median(b / t for b, t in zip(times[BLOCKS], times[INDUCTOR], strict=True))
+    arms, now = arms_of(model), clock_of(threads)
+    timers = {name: partial(generate, arm, prompt, tokens, now) for name, arm in arms.items()}
+    timers[BLOCKS] = partial(moe_milliseconds, compiled_blocks(arms[INDUCTOR].model), model, now)
+    timing = alternate_compiled(timers, threads, seconds)
+    share = timing.ratio(BLOCKS, INDUCTOR)
     ours = [arm for arm in arms if arm.startswith(PREFIX)]
     return {
         "model": name, "parameters": model.num_parameters(), "threads": threads, "prompt": prompt_length,
-        "tokens": tokens, "rounds": rounds, "foreign": round(Usage.now().foreign_since(before), 3),
-        "ms": {arm: round(value, 3) for arm, value in ms.items()},
-        "tokens_per_second": {arm: round(1e3 / ms[arm], 1) for arm in arms},
-        "ratio": {arm: {peer: median_ratio(times[peer], times[arm]) for peer in (EAGER, INDUCTOR)} for arm in ours},
+        "tokens": tokens, "rounds": timing.summary(),
+        "ms": {arm: round(timing.median(arm), 3) for arm in timers},
+        "tokens_per_second": {arm: round(1e3 / timing.median(arm), 1) for arm in arms},
+        "ratio": {arm: {peer: round(timing.ratio(peer, arm), 2) for peer in (EAGER, INDUCTOR)} for arm in ours},
         "moe_share_of_inductor": round(share, 3), "most_possible": round(1 / max(1 - share, 0.01), 2),
         "deviation": {arm: float(f"{deviation(arms[arm].model, prompt):.2g}") for arm in ours},
         "blocks": {arm: {"rewritten": len(arms[arm].report.rewritten), "of": len(arms[arm].report.blocks),
@@ -152,26 +148,19 @@ def measure(name: str, model: PreTrainedModel, threads: int, prompt_length: int,
     }  # fmt: skip
 
 
-def alternate(calls: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each call, round by round, the order reversed every other one; after a call that compiles.
+def alternate_compiled(timers: Mapping[str, Callable[[], float]], threads: int, seconds: float) -> Timing:
+    """`alternate`, after a call of each that compiles.
 
     Raises:
         RuntimeError: graphs were compiled in the rounds, so that their times are none of the arms'.
     """
-    for call in calls.values():
-        call()
-    compiled, times = counters["stats"]["unique_graphs"], {name: list[float]() for name in calls}
-    for number in range(rounds):
-        for name in list(calls) if number % 2 == 0 else reversed(calls):
-            times[name].append(calls[name]())
+    for timer in timers.values():
+        timer()
+    compiled = counters["stats"]["unique_graphs"]
+    timing = alternate(timers, threads, seconds)
     if counters["stats"]["unique_graphs"] != compiled:
         raise RuntimeError("graphs were compiled while times were taken")
-    return times
-
-
-def median_ratio(peer: list[float], own: list[float]) -> float:
-    """Median over the rounds."""
-    return round(statistics.median(p / o for p, o in zip(peer, own, strict=True)), 2)
+    return timing
 
 
 def compiled_blocks(model: PreTrainedModel) -> list[Callable[[Tensor], Tensor]]:
@@ -205,14 +194,16 @@ def deviation(model: PreTrainedModel, prompt: Tensor) -> float:
 def show(console: Console, rows: list[Row]) -> None:
     """Rates, and how much could be gained."""
     arms = list(rows[0]["tokens_per_second"])
-    table = Table(title="Tokens per second in generate (over Inductor)", title_justify="left")
+    table = Table(
+        title="Tokens per second in generate (over Inductor); ~: foreign load in all rounds", title_justify="left"
+    )
     for column in ("model", *arms, "MoE share (Inductor)", "most possible"):
         table.add_column(column, justify="right")
     for row in rows:
-        rates = row["tokens_per_second"]
+        rates, mark = row["tokens_per_second"], "" if row["rounds"]["quiet"] else " ~"
         cells = [f"{rates[arm]:.0f} ({rates[arm] / rates[INDUCTOR]:.2f})" for arm in arms]
         table.add_row(
-            row["model"], *cells, f"{100 * row['moe_share_of_inductor']:.0f} %", f"{row['most_possible']:.2f}"
+            row["model"] + mark, *cells, f"{100 * row['moe_share_of_inductor']:.0f} %", f"{row['most_possible']:.2f}"
         )
     console.print(table)
 
@@ -226,7 +217,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=4, help="of the models with random weights (default: 4)")
     parser.add_argument("--prompt", type=int, default=64, help="tokens of the prompt (default: 64)")
     parser.add_argument("--tokens", type=int, default=64, help="tokens to generate (default: 64)")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=15.0, help="of rounds for each model; five rounds at least")
     parser.add_argument("--json", type=Path, default=RESULTS / "generate.json", metavar="FILE")
     return parser.parse_args(arguments)
 
@@ -242,7 +233,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in options.models:
         with console.status(name):
             model = build(name, options.dtype, options.layers)
-            rows.append(measure(name, model, options.threads, options.prompt, options.tokens, options.rounds))
+            rows.append(measure(name, model, options.threads, options.prompt, options.tokens, options.seconds))
         options.json.write_text(json.dumps({"machine": where, "rows": rows}, indent=1) + "\n")
         del model
         gc.collect()

@@ -39,8 +39,7 @@ def measure_point(
     best = min(compiled.libraries, key=timing.median, default=None)
     return {
         "tokens_per_expert": round(ids_TK.numel() / len(ids_TK.unique()), 1),
-        "rounds": {"kept": len(timing.rounds), "of": timing.measured, "foreign": round(timing.foreign, 3),
-                   "quiet": timing.quiet},
+        "rounds": timing.summary(),
         "ms": {arm: _digits(timing.median(arm)) for arm in arms},
         "ms_least": {arm: _digits(timing.least(arm)) for arm in arms},
         BEST: best,

@@ -7,7 +7,9 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -90,30 +92,37 @@ class Timing:
         """Median over the rounds of the peer's time by the arm's, so that a slow round counts once."""
         return statistics.median(r.ms[peer] / r.ms[arm] for r in self.rounds)
 
-    @property
-    def foreign(self) -> float:
-        """Median share of foreign load."""
-        return statistics.median(r.foreign for r in self.rounds)
+    def summary(self) -> dict[str, Any]:
+        """How many rounds count, of how many, their median foreign load, and whether they are to be relied on."""
+        foreign = round(statistics.median(r.foreign for r in self.rounds), 3)
+        return {"kept": len(self.rounds), "of": self.measured, "foreign": foreign, "quiet": self.quiet}
 
 
 def measure(
     arms: Mapping[str, Callable[[], object]], threads: int, seconds: float, flush: Callable[[], None]
 ) -> Timing:
-    """Rounds A B C, C B A, ... for some seconds, after one call of each.
-
-    With one thread a time is the thread's CPU time, which is no longer when neighbours run. With several it is wall
-    clock, and rounds with more than `QUIET` foreign load do not count; while fewer than `LEAST` count, it goes on for
-    up to four times as long. If that does not help, the quietest rounds are taken, and the result says so.
-    """
+    """`alternate` arms for some seconds, each after a flush; with a call of each before that does not count."""
     for arm in arms.values():
         arm()
-    clock, allowed = (time.thread_time, 1.0) if threads == 1 else (time.perf_counter, QUIET)
-    rounds: list[Round] = []
-    start = time.perf_counter()
+    clock = clock_of(threads)
+    return alternate({name: partial(_timed, arm, clock, flush) for name, arm in arms.items()}, threads, seconds)
+
+
+def clock_of(threads: int) -> Callable[[], float]:
+    """CPU time of the thread where there is one, which is no longer when neighbours run; else the clock on the wall."""
+    return time.thread_time if threads == 1 else time.perf_counter
+
+
+def alternate(timers: Mapping[str, Callable[[], float]], threads: int, seconds: float) -> Timing:
+    """Rounds A B C, C B A, ... of timers, which return milliseconds, for some seconds.
+
+    With several threads, rounds with more than `QUIET` foreign load do not count; while fewer than `LEAST` count, it
+    goes on for up to four times as long. If that does not help, the quietest rounds are taken, and the result says so.
+    """
+    allowed, rounds, start = 1.0 if threads == 1 else QUIET, list[Round](), time.perf_counter()
     while not _enough(rounds, allowed, time.perf_counter() - start, seconds):
-        names = list(arms) if len(rounds) % 2 == 0 else list(reversed(arms))
-        before = Usage.now()
-        ms = {name: _timed(arms[name], clock, flush) for name in names}
+        before, names = Usage.now(), list(timers)
+        ms = {name: timers[name]() for name in (names if len(rounds) % 2 == 0 else reversed(names))}
         rounds.append(Round(ms, Usage.now().foreign_since(before)))
     kept = [r for r in rounds if r.foreign <= allowed]
     quiet = len(kept) >= LEAST
