@@ -1,4 +1,4 @@
-"""Peak of a call of one block, in a process of its own: ``python -m tests.benchmarks.peak PATTERN DTYPE``."""
+"""Peaks of calls of one block, in a process of its own: ``python -m tests.benchmarks.peak DTYPE PATTERN ...``."""
 
 import json
 import sys
@@ -18,9 +18,9 @@ SHAPE = Shape("", Qwen3MoeSparseMoeBlock, Qwen3MoeConfig(
 
 
 if __name__ == "__main__":
-    pattern, dtype = sys.argv[1:]
+    dtype, *patterns = sys.argv[1:]
     with torch.no_grad():
-        blocks = build(SHAPE, DTYPES[dtype], [pattern])
+        blocks = build(SHAPE, DTYPES[dtype], patterns)
         x = torch.randn(1, 512, 128).to(DTYPES[dtype])
-        peak = peak_of(blocks.sparse.get(pattern, blocks.dense), x, WIDTH)
-    print(json.dumps({**asdict(peak), "holds": peak.holds}))
+        peaks = {name: peak_of(blocks.sparse.get(name, blocks.dense), x, WIDTH) for name in patterns}
+    print(json.dumps({name: {**asdict(peak), "holds": peak.holds} for name, peak in peaks.items()}))
