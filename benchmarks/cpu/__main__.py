@@ -10,7 +10,7 @@ Arms of one point, taken in turns, A B C ... C B A, with the last-level cache fl
 
 Outputs are compared with eager on the same weights. Prints ratios and rates against the roofline that is measured
 first, and writes FILE after each point, at the end also a table (.md) and a figure (.png) beside it. See `timing` for
-clocks and foreign load. The full run takes about two hours, ``--quick`` less than five minutes.
+clocks and foreign load. The full run takes hours, ``--quick`` some minutes.
 """
 
 from __future__ import annotations
