@@ -62,12 +62,14 @@ lint: $(STAMP) ## Check style, formatting and types
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 
-bench: $(STAMP) ## Run the benchmarks; results go to benchmarks/results (two hours; leave the machine alone)
+bench: $(STAMP) ## Run the benchmarks; results go to benchmarks/results (some hours; leave the machine alone)
 	@$(PY) -m benchmarks.block
 	@$(PY) -m benchmarks.compile_time
 	@$(PY) -m benchmarks.matching
 	@$(PY) -m benchmarks.memory
 	@$(PY) -m benchmarks.cpu
+	@$(PY) -m benchmarks.cpu.peak
+	@$(PY) -m benchmarks.generate
 	@$(PY) -m benchmarks.quality
 
 wheel: $(STAMP) ## Build the wheel into dist/

@@ -8,6 +8,7 @@ import platform
 import statistics
 import subprocess
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,11 @@ def resident(peak: bool = False) -> float:
 def forget_peak() -> None:
     """Start the peak anew."""
     Path("/proc/self/clear_refs").write_text("5")
+
+
+def quieten() -> None:
+    """Keep remarks of Dynamo about the source of transformers out of the output."""
+    warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
 
 
 def machine() -> dict[str, Any]:
