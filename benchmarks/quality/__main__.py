@@ -32,8 +32,6 @@ from examples.small_lm.train import batches
 
 EXTRA = 200
 """Steps of training after pruning: a tenth of what the model was trained for."""
-LONG = 1000
-"""Steps of the long training: half of what the model was trained for."""
 WIDE = 128
 """Windows that reconstruction reads."""
 UNSEEN = 192
@@ -55,8 +53,7 @@ def study_one(seed: int, work: Path, extra: int) -> None:
     unseen = corpus.windows(corpus.tokens(corpus.held_out(), tokenizer), small.CONTEXT, UNSEEN)
     torch.manual_seed(seed)
     wide = list(corpus.windows(stream, small.CONTEXT, WIDE).split(16))
-    extras = [batches(stream, steps, seed=1000 + seed) for steps in (extra, LONG)]
-    study = Study(model.eval(), unseen, calibration(stream), extras[0], wide, extras[1])
+    study = Study(model.eval(), unseen, calibration(stream), batches(stream, extra, seed=1000 + seed), wide)
     path = folder / "rows.json"
     rows = json.loads(path.read_text()) if path.exists() else []
     for row in study.rows({row["name"] for row in rows}):
@@ -92,7 +89,6 @@ def main() -> None:
     where = {
         **machine(),
         "extra_steps": options.extra,
-        "long_steps": LONG,
         "reconstruct_steps": RECONSTRUCT,
         "held_out_tokens": UNSEEN * small.CONTEXT,
         "training": curves,

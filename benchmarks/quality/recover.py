@@ -7,23 +7,19 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from examples.small_lm.recover import RATE, train_on
-from samoyeds_compile.sparsity.training import Distillation
+from examples.small_lm.recover import train_on
 
 
-def recovered_dense(model: nn.Module, inputs: list[Tensor], highest: float = RATE) -> nn.Module:
+def recovered_dense(model: nn.Module, inputs: list[Tensor]) -> nn.Module:
     """The dense model after the same extra steps."""
     found = copy.deepcopy(model)
-    train_on(found, inputs, highest=highest)
+    train_on(found, inputs)
     return found.eval()
 
 
-def recovered_peer(
-    model: nn.Module, masks: dict[str, Tensor], inputs: list[Tensor], highest: float = RATE, distill: bool = False
-) -> nn.Module:
+def recovered_peer(model: nn.Module, masks: dict[str, Tensor], inputs: list[Tensor]) -> nn.Module:
     """A copy with masks of another pattern, held by zeroing weights and gradients: what fixed masks do."""
     found = copy.deepcopy(model)
-    hook = Distillation(copy.deepcopy(model), temperature=1.0).attach(found) if distill else None
     held = [(found.get_parameter(name), mask) for name, mask in masks.items()]
 
     @torch.no_grad()
@@ -35,8 +31,6 @@ def recovered_peer(
     with torch.no_grad():
         for parameter, mask in held:
             parameter.mul_(mask)
-    train_on(found, inputs, before_step, highest=highest)
-    if hook is not None:
-        hook.remove()
+    train_on(found, inputs, before_step)
     assert all(not parameter.detach()[~mask].any() for parameter, mask in held)
     return found.eval()

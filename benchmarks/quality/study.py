@@ -24,8 +24,6 @@ PEERS: tuple[Peer, ...] = (Unstructured(0.5), Unstructured(0.25), Venom(16), Ven
 DEFAULT = "router_wanda"
 RECONSTRUCT = 300
 """Steps for each layer."""
-FAST = 3e-3
-"""Highest rate of the long training that recovers: that of the dense model's own."""
 
 
 @dataclass
@@ -38,7 +36,6 @@ class Study:
         calibration: windows of training text, in batches.
         batches: what is read in training that recovers.
         wide: more windows of training text than ``calibration``, for reconstruction.
-        many: what is read in the long training that recovers.
     """
 
     model: nn.Module
@@ -46,11 +43,10 @@ class Study:
     calibration: list[Tensor]
     batches: list[Tensor]
     wide: list[Tensor]
-    many: list[Tensor]
 
     def rows(self, done: set[str]) -> Iterator[dict[str, Any]]:
         """One measured model after the other; names in ``done`` are skipped."""
-        for facts, make in (*self._oneshot(), *self._reconstructed(), *self._recovered(), *self._trained()):
+        for facts, make in (*self._oneshot(), *self._reconstructed(), *self._recovered()):
             name = "|".join(str(value) for value in facts.values())
             if name not in done:
                 start = time.time()
@@ -92,24 +88,6 @@ class Study:
                 lambda q=peer: reconstructed(self.model, self._peer_masks(q, DEFAULT), self.wide, RECONSTRUCT),
             )
 
-    def _trained(self) -> Iterator[tuple[dict[str, Any], Callable[[], nn.Module]]]:
-        """For half as many steps as the dense model was trained for, at its rate."""
-        how: dict[str, Any] = {"permute": True, "distill": True}
-        facts = lambda *args, **kw: _facts("trained on", *args, **kw)  # noqa: E731
-        yield facts("dense", "none"), lambda: recovered_dense(self.model, self.many, FAST)
-        for config in (SAMOYEDS, PLAIN):
-            yield (
-                facts(config, "second_order", **how),
-                lambda c=config: recovered(
-                    self.model, c, "second_order", self.calibration, self.many, highest=FAST, **how
-                ),
-            )
-        for peer in (Venom(64), Unstructured(0.25)):
-            yield (
-                facts(peer, DEFAULT, distill=True),
-                lambda q=peer: recovered_peer(self.model, self._peer_masks(q, DEFAULT), self.many, FAST, distill=True),
-            )
-
     def _recovered(self) -> Iterator[tuple[dict[str, Any], Callable[[], nn.Module]]]:
         yield _facts("recovered", "dense", "none"), lambda: recovered_dense(self.model, self.batches)
         arms: tuple[tuple[SparsityConfig, str, dict[str, Any]], ...] = (
@@ -141,5 +119,5 @@ def _facts(
 ) -> dict[str, Any]:
     return {
         "when": when, "pattern": str(pattern), "method": method, "permute": permute,
-        "training": training if when in ("recovered", "trained on") else "", "distill": distill,
+        "training": training if when == "recovered" else "", "distill": distill,
     }  # fmt: skip
