@@ -10,13 +10,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from samoyeds_compile.ops.library import bad_operand, define_composite
+from samoyeds_codegen.cpp.ops import has_ops_library
+from samoyeds_compile.ops.library import bad_operand, define_composite, define_opaque
 
 SCORINGS = ("softmax", "sigmoid")
 ORDERS = ("score_then_topk", "topk_then_score")
 WEIGHTS_FROM = ("choice", "scores")
 RENORMALISE = ("none", "sum", "clamped_sum")
 GROUP_SCORES = ("top2_sum", "max")
+DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16))
+"""That the op in C++ reads and writes."""
 
 
 def router(
@@ -74,6 +77,49 @@ def router(
     """
     _check(logits_TE, correction_bias_E, top_k, n_group, topk_group, group_score)
     _check_names(scoring, order, weights_from, renormalise, group_score)
+    operands = (
+        logits_TE, correction_bias_E, scoring, order, top_k, sorted, weights_from, renormalise, epsilon, scale, n_group,
+        topk_group, group_score, group_sorted, masked_score, score_dtype, out_dtype,
+    )  # fmt: skip
+    if runs_as_one_op(logits_TE, correction_bias_E, score_dtype, out_dtype):
+        return torch.ops.samoyeds.choose_experts(*operands)  # type: ignore[no-any-return]
+    return choose_experts(*operands)
+
+
+def runs_as_one_op(
+    logits_TE: Tensor,
+    correction_bias_E: Tensor | None,
+    score_dtype: torch.dtype | None,
+    out_dtype: torch.dtype | None,
+) -> bool:
+    """Whether ``samoyeds::choose_experts`` computes a router: in inference on a CPU, where it is C++."""
+    tensors = [logits_TE] if correction_bias_E is None else [logits_TE, correction_bias_E]
+    if any(t.device.type != "cpu" or (t.requires_grad and torch.is_grad_enabled()) for t in tensors):
+        return False
+    dtypes = {*(t.dtype for t in tensors), score_dtype, out_dtype} - {None}
+    return dtypes <= DTYPES and not torch.is_autocast_enabled("cpu") and has_ops_library()
+
+
+def choose_experts(
+    logits_TE: Tensor,
+    correction_bias_E: Tensor | None,
+    scoring: str,
+    order: str,
+    top_k: int,
+    sorted: bool,
+    weights_from: str,
+    renormalise: str,
+    epsilon: float,
+    scale: float | None,
+    n_group: int,
+    topk_group: int,
+    group_score: str,
+    group_sorted: bool,
+    masked_score: float,
+    score_dtype: torch.dtype | None,
+    out_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor]:
+    """`router` in ops of ATen, and what the C++ of ``samoyeds::choose_experts`` computes bit for bit."""
     score_first = order == "score_then_topk"
     scores_TE = _score(logits_TE, scoring, score_dtype) if score_first else logits_TE
     choice_TE = scores_TE if correction_bias_E is None else scores_TE + correction_bias_E
@@ -157,3 +203,4 @@ OPERANDS = (
     "float masked_score, ScalarType? score_dtype, ScalarType? out_dtype"
 )
 define_composite(f"router({OPERANDS}) -> (Tensor, Tensor)", router)
+define_opaque(f"choose_experts({OPERANDS}) -> (Tensor, Tensor)", choose_experts, choose_experts)

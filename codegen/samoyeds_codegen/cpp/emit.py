@@ -22,13 +22,13 @@ def emit(spec: ExpertsSpec, isa: Isa) -> str:
         f"// Samoyeds experts: {spec}, for {isa.name}. Generated, do not edit.",
         "\n".join(f"#include <{name}>" for name in includes),
         "namespace samoyeds {",
-        _template("numbers.h"),
+        template("numbers.h"),
         _constants(spec, isa),
-        *map(_template, ("prelude.h", "functions.h")),
+        *map(template, ("arguments.h", "prelude.h", "functions.h")),
         _activation(spec),
-        *map(_template, kernels),
+        *map(template, kernels),
         f"namespace many = {isa.many};",
-        *map(_template, ("block.h", "entry.h")),
+        *map(template, ("block.h", "entry.h")),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -58,5 +58,6 @@ def _activation(spec: ExpertsSpec) -> str:
 
 
 @functools.cache
-def _template(name: str) -> str:
+def template(name: str) -> str:
+    """The text of a file in ``templates/``."""
     return (TEMPLATES / name).read_text().strip()

@@ -44,6 +44,12 @@ class ExpertsSpec:
         self._require(expr.names(self.activation) <= offered, f"activation {self.activation!r} reads other names")
         to_cpp(self.activation)
 
+    @property
+    def name(self) -> str:
+        """What ops look the kernel up by; ``kernel_name`` in ``templates/ops/sparse_experts.h`` makes the same."""
+        form = "gated" if self.gated else "plain"
+        return f"{self.dtype} {self.n} {self.m} {self.vector} {self.group} {form} {self.activation}"
+
     def _require(self, holds: bool, reason: str) -> None:
         if not holds:
             raise UnsupportedSpecError(reason)

@@ -1,34 +1,10 @@
 // Types that all files share. The specification above defines N, M, V, GROUP, Weight, GATED and activate().
 
-constexpr int PANEL = 16;              // output rows that are computed together
 constexpr int ROWS = PANEL / M * N;    // condensed rows that hold them
 constexpr int CHUNK = V < 32 ? V : 32; // columns whose positions are decoded together
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
-// One tensor of all experts: where expert e's part begins, as a stack or as tensors of their own.
-template <class T>
-struct PerExpert {
-  const T* base;
-  int64_t stride;
-  const T* const* table;
-
-  const T* operator[](int64_t e) const { return table ? table[e] : base + e * stride; }
-};
-
-// A packed matrix of all experts in canonical storage. `first` is the output row to begin with, `cols` is padded to V.
-struct Matrix {
-  PerExpert<Weight> values;
-  PerExpert<uint16_t> metadata;
-  PerExpert<uint8_t> selection;
-  PerExpert<Weight> bias;  // null base and table: no bias
-  int64_t bias_step;
-  int64_t first, rows, cols;
-
-  int64_t panels() const { return ceil_div(rows, PANEL); }
-  bool has_bias() const { return bias.base || bias.table; }
-};
 
 // The condensed rows behind PANEL output rows of one expert. Past the last one they repeat it, and nobody reads that.
 struct Panel {

@@ -1,0 +1,15 @@
+// What is registered with torch, and what Python calls.
+
+STABLE_TORCH_LIBRARY_IMPL(samoyeds, CPU, m) {
+  m.impl("sparse_experts", TORCH_BOX(&sparse_experts::run));
+  m.impl("choose_experts", TORCH_BOX(&choose_experts::run));
+}
+}  // namespace
+
+extern "C" {
+int64_t samoyeds_arguments_size() { return int64_t(sizeof(Arguments)); }
+
+void samoyeds_add_kernel(const char* name, void* run) {
+  kernels().add(name, reinterpret_cast<Kernels::Run>(run));
+}
+}
