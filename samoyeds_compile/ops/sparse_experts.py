@@ -37,12 +37,8 @@ def sparse_experts(
     gate_bias_E: Tensor | None,
     up_bias_E: Tensor | None,
     down_bias_E: Tensor | None,
-    n: int,
-    m: int,
-    vector: int,
-    group: int,
+    kernel: str,
     width: int,
-    activation: str,
     gate_up_layout: str,
     out_dtype: torch.dtype,
 ) -> Tensor:
@@ -57,9 +53,8 @@ def sparse_experts(
         gate, up, down: canonical storage (see `PackedWeight`): values, metadata and, if n < m, selection; each as one
             stack [E, ...], or as a tensor for each expert, all values first. Gate only with layout ``separate``.
         gate_bias_E, up_bias_E, down_bias_E: [E, rows], in the dtype of the weights.
-        n, m, vector, group: the pattern, with 2:4 inside.
+        kernel: pattern, dtype and activation, as `ExpertsSpec.name` writes them.
         width: I.
-        activation: expression of `samoyeds_codegen.expr`.
         gate_up_layout: one of `operands.GATE_UP_LAYOUTS`. Storage has all gate rows before all up rows also if it is
             ``interleaved``; the bias alternates then.
         out_dtype: of the result.
@@ -70,19 +65,19 @@ def sparse_experts(
     Raises:
         OperandError: an operand does not fit the others.
     """
-    config = SparsityConfig(n, m, vector, group=group)
+    spec = ExpertsSpec.named(kernel)
+    config = SparsityConfig(spec.n, spec.m, spec.vector, group=spec.group)
     biases = (gate_bias_E, up_bias_E, down_bias_E)
     _check(x_TH, expert_ids_TK, expert_weights_TK, gate, up, down, biases, config, width, gate_up_layout)
-    spec = ExpertsSpec(str(x_TH.dtype).removeprefix("torch."), n, m, vector, group, activation, gate_up_layout != "none")
     try:
         experts_kernel(spec)
     except KernelError as error:
         logger.warning("samoyeds::sparse_experts runs without a kernel: %s", error)
         return _without_kernel(x_TH, expert_ids_TK, expert_weights_TK, gate, up, down, gate_bias_E, up_bias_E,
-                               down_bias_E, config, width, activation, gate_up_layout, out_dtype)  # fmt: skip
+                               down_bias_E, config, width, spec.activation, gate_up_layout, out_dtype)  # fmt: skip
     return torch.ops.samoyeds.sparse_experts(  # type: ignore[no-any-return]
-        x_TH, expert_ids_TK, expert_weights_TK, gate, up, down, gate_bias_E, up_bias_E, down_bias_E, n, m, vector,
-        group, width, activation, gate_up_layout, out_dtype,
+        x_TH, expert_ids_TK, expert_weights_TK, gate, up, down, gate_bias_E, up_bias_E, down_bias_E, kernel,
+        width, gate_up_layout, out_dtype,
     )  # fmt: skip
 
 
@@ -184,8 +179,7 @@ def _fake(
 
 _OPERANDS = (
     "Tensor x, Tensor expert_ids, Tensor expert_weights, Tensor[] gate, Tensor[] up, Tensor[] down, Tensor? gate_bias, "
-    "Tensor? up_bias, Tensor? down_bias, int n, int m, int vector, int group, int width, str activation, "
-    "str gate_up_layout, ScalarType out_dtype"
+    "Tensor? up_bias, Tensor? down_bias, str kernel, int width, str gate_up_layout, ScalarType out_dtype"
 )
 define_opaque(f"sparse_experts({_OPERANDS}) -> Tensor", sparse_experts, _fake)
 # What C++ calls if it has no kernel.

@@ -67,14 +67,13 @@ def expected_of(dense: list) -> Tensor:
 
 
 def run(kernel: ExpertsKernel, packed: list, out_dtype: torch.dtype | None = None) -> Tensor:
-    x, ids, weights, gate, up, down, *biases, activation, layout, _weight_layout, _weighting = packed
+    x, ids, weights, gate, up, down, *biases, _activation, layout, _weight_layout, _weighting = packed
     rows = up[0].form.rows
     width = rows // 2 if layout in ("concatenated", "interleaved") else rows
-    storage, pattern = map(_storage, (gate, up, down)), kernel.spec
     kernel.use()
     return torch.ops.samoyeds.sparse_experts(
-        x, ids, weights, *storage, *biases, pattern.n, pattern.m, pattern.vector, pattern.group, width, activation,
-        layout, out_dtype or x.dtype,
+        x, ids, weights, *map(_storage, (gate, up, down)), *biases, kernel.spec.name, width, layout,
+        out_dtype or x.dtype,
     )  # fmt: skip
 
 
@@ -245,8 +244,8 @@ def test_operands_that_do_not_fit(position: int, spoil, name: str) -> None:
     """A kernel would read beyond them."""
     args = operands(8, 5, 2, 3, 32, 16, "concatenated", "out_in", True)
     _, packed = packed_operands(args, SparsityConfig(1, 2, 32))
-    pattern = (1, 2, 32, 1, 16, packed[9], packed[10], torch.float32)
-    call = [*packed[:3], *map(_storage, packed[3:6]), *packed[6:9], *pattern]
+    name = ExpertsSpec("float32", 1, 2, 32, 1, packed[9], True).name
+    call = [*packed[:3], *map(_storage, packed[3:6]), *packed[6:9], name, 16, packed[10], torch.float32]
     assert torch.ops.samoyeds.sparse_experts(*call).shape == (5, 32)
     call[position] = spoil(call[position])
     with pytest.raises((OperandError, ValueError, RuntimeError), match=f"sparse_experts: {name}"):
@@ -274,7 +273,8 @@ def test_opcheck() -> None:
     storage = map(_storage, packed[3:6])
     torch.library.opcheck(
         torch.ops.samoyeds.sparse_experts.default,
-        (*packed[:3], *storage, *packed[6:9], 1, 2, 32, 1, 16, packed[9], "separate", torch.float32),
+        (*packed[:3], *storage, *packed[6:9], ExpertsSpec("float32", 1, 2, 32, 1, packed[9], True).name, 16,
+         "separate", torch.float32),
     )
 
 

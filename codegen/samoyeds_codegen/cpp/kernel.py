@@ -31,8 +31,8 @@ class ExpertsKernel:
 
     def use(self) -> None:
         """Have ``samoyeds::sparse_experts`` run this kernel for its specification."""
-        address = ctypes.cast(self._library.samoyeds_experts, ctypes.c_void_p)
-        ops_library().samoyeds_add_kernel(self.spec.name.encode(), address)
+        address, spec = ctypes.cast(self._library.samoyeds_experts, ctypes.c_void_p), self.spec
+        ops_library().samoyeds_add_kernel(spec.name.encode(), address, spec.n, spec.m, spec.vector, spec.group)
 
 
 @functools.lru_cache(maxsize=64)

@@ -19,7 +19,7 @@ from samoyeds_codegen.errors import KernelError
 logger = logging.getLogger(__name__)
 
 _INCLUDES = (
-    "algorithm cmath cstdint cstring mutex optional stdexcept string tuple unordered_map utility vector omp.h "
+    "algorithm cmath cstdint cstring locale mutex optional sstream stdexcept string tuple unordered_map utility vector omp.h "
     "torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h torch/csrc/stable/library.h torch/csrc/stable/ops.h "
     "torch/csrc/stable/tensor.h torch/headeronly/util/BFloat16.h torch/headeronly/util/Half.h"
 ).split()
@@ -53,7 +53,7 @@ def ops_library() -> ctypes.CDLL:
     """
     library = load(Source("ops", emit_ops(), _flags()))
     library.samoyeds_arguments_size.restype = ctypes.c_int64
-    library.samoyeds_add_kernel.argtypes = (ctypes.c_char_p, ctypes.c_void_p)
+    library.samoyeds_add_kernel.argtypes = (ctypes.c_char_p, ctypes.c_void_p, *[ctypes.c_int64] * 4)
     library.samoyeds_add_kernel.restype = None
     return library
 

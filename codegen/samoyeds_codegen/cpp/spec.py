@@ -46,9 +46,15 @@ class ExpertsSpec:
 
     @property
     def name(self) -> str:
-        """What ops look the kernel up by; ``kernel_name`` in ``templates/ops/sparse_experts.h`` makes the same."""
+        """What ops call the kernel; one short text, as each argument of an op takes time in each call."""
         form = "gated" if self.gated else "plain"
         return f"{self.dtype} {self.n} {self.m} {self.vector} {self.group} {form} {self.activation}"
+
+    @classmethod
+    def named(cls, name: str) -> ExpertsSpec:
+        """Inverse of `name`."""
+        dtype, n, m, vector, group, form, activation = name.split(" ", 6)
+        return cls(dtype, int(n), int(m), int(vector), int(group), activation, form == "gated")
 
     def _require(self, holds: bool, reason: str) -> None:
         if not holds:

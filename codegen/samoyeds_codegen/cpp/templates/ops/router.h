@@ -6,6 +6,7 @@
 
 namespace choose_experts {
 
+constexpr const char* OP = "choose_experts";
 constexpr int LANES = SAMOYEDS_LANES;  // floats in a vector of ATen
 constexpr int STRIPES = 4;             // sums that ATen keeps side by side
 
@@ -45,7 +46,7 @@ class Rows {
       case ScalarType::Float: return f(static_cast<float*>(data_) + row * cols_);
       case ScalarType::BFloat16: return f(static_cast<torch::headeronly::BFloat16*>(data_) + row * cols_);
       case ScalarType::Half: return f(static_cast<torch::headeronly::Half*>(data_) + row * cols_);
-      default: refuse("choose_experts", "numbers are not float32, bfloat16 or float16");
+      default: refuse(OP, "numbers are not float32, bfloat16 or float16");
     }
   }
 
@@ -100,43 +101,91 @@ static Tensor best(const Tensor& t, int64_t k, bool sorted) {
 
 static ScalarType promoted(ScalarType a, ScalarType b) { return a == b ? a : ScalarType::Float; }
 
-struct Groups {
-  int64_t count, open;
-  bool top2, sorted;
-  float masked;
+// The attributes of samoyeds::router; Python writes them as words, in this order.
+struct How {
+  std::string scoring, order, weights_from, renormalise, group_score;
+  int64_t top_k, n_group, topk_group;
+  bool sorted, group_sorted;
+  double epsilon, masked_score;
+  std::optional<double> scale;
+  std::optional<ScalarType> score_dtype, out_dtype;
+
+  explicit How(const std::string& words) : words_(words) {
+    scoring = word(), order = word(), top_k = whole(), sorted = word() == "True", weights_from = word();
+    renormalise = word(), epsilon = *number(), scale = number(), n_group = whole(), topk_group = whole();
+    group_score = word(), group_sorted = word() == "True", masked_score = *number(), score_dtype = dtype();
+    out_dtype = dtype();
+  }
+
+ private:
+  std::string word() {
+    const size_t begin = at_, end = std::min(words_.find(' ', begin), words_.size());
+    at_ = end + 1;
+    return begin < end ? words_.substr(begin, end - begin) : "";
+  }
+  int64_t whole() { return int64_t(*number()); }
+  std::optional<double> number() {
+    const std::string w = word();
+    if (w == "None") return std::nullopt;
+    if (w == "inf" || w == "-inf") return w == "inf" ? INFINITY : -INFINITY;
+    std::istringstream in(w);
+    in.imbue(std::locale::classic());  // a comma is no point, whatever language the program speaks
+    double x = NAN;
+    in >> x;
+    return x;
+  }
+  std::optional<ScalarType> dtype() {
+    const std::string w = word();
+    for (ScalarType known : {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half})
+      if (w == name_of(known)) return known;
+    return std::nullopt;
+  }
+
+  std::string words_;
+  size_t at_ = 0;
 };
+
+// Each text is read once.
+static const How& how(const std::string& words) {
+  static std::mutex mutex;
+  static std::unordered_map<std::string, How> read;  // references stay valid
+  const std::lock_guard<std::mutex> guard(mutex);
+  return read.try_emplace(words, words).first->second;
+}
 
 // As torch orders numbers: NaN is the greatest.
 static bool greater(float a, float b) { return (a != a && b == b) || a > b; }
 
-static float group_score(const float* x, int64_t count, const Groups& g, ScalarType dtype) {
+static float group_score(const float* x, int64_t count, bool top2, ScalarType dtype) {
   float first = x[0], second = -INFINITY;
   for (int64_t i = 1; i < count; ++i) {
     if (greater(x[i], first)) second = std::exchange(first, x[i]);
     else if (i == 1 || greater(x[i], second)) second = x[i];
   }
-  return g.top2 ? rounded(first + second, dtype) : first;
+  return top2 ? rounded(first + second, dtype) : first;
 }
 
-// `choice` with the experts outside each token's best groups set to `masked`.
-static void limit_groups(const Tensor& choice, const Groups& g) {
-  const int64_t tokens = choice.size(0), experts = choice.size(1), each = experts / g.count;
+// `choice` with the experts outside each token's best groups set to the masked score.
+static void limit_groups(const Tensor& choice, const How& h) {
+  const int64_t tokens = choice.size(0), experts = choice.size(1), each = experts / h.n_group;
   const ScalarType dtype = choice.scalar_type();
-  const Tensor group_scores = empty(tokens, g.count, dtype);
+  const float masked = rounded(float(h.masked_score), dtype);
+  const bool top2 = h.group_score == "top2_sum";
+  const Tensor group_scores = empty(tokens, h.n_group, dtype);
   const Rows rows(choice), by_group(group_scores);
   each_row(tokens, experts, [&](int64_t row) {
-    auto x = floats(experts), s = floats(g.count);
+    auto x = floats(experts), s = floats(h.n_group);
     rows.read(row, x.data());
-    for (int64_t i = 0; i < g.count; ++i) s[size_t(i)] = group_score(x.data() + i * each, each, g, dtype);
+    for (int64_t i = 0; i < h.n_group; ++i) s[size_t(i)] = group_score(x.data() + i * each, each, top2, dtype);
     by_group.write(row, s.data());
   });
-  const Tensor open = best(group_scores, g.open, g.sorted);
+  const Tensor open = best(group_scores, h.topk_group, h.group_sorted);
   const auto* ids = static_cast<const int64_t*>(open.const_data_ptr());
   each_row(tokens, experts, [&](int64_t row) {
-    auto x = floats(experts), y = floats(experts, g.masked);
+    auto x = floats(experts), y = floats(experts, masked);
     rows.read(row, x.data());
-    for (int64_t i = 0; i < g.open; ++i) {
-      const int64_t begin = ids[row * g.open + i] * each;
+    for (int64_t i = 0; i < h.topk_group; ++i) {
+      const int64_t begin = ids[row * h.topk_group + i] * each;
       std::copy_n(x.data() + begin, each, y.data() + begin);
     }
     rows.write(row, y.data());
@@ -161,27 +210,7 @@ static float sum(const float* x, int64_t count) {
   return total;
 }
 
-struct Finish {
-  bool renormalise, clamped;
-  float epsilon;
-  std::optional<float> scale;
-
-  void operator()(float* x, int64_t count, ScalarType dtype) const {
-    if (renormalise) {
-      float total = rounded(sum(x, count), dtype);
-      if (clamped) {
-        const float least = rounded(epsilon, dtype);
-        total = total < least ? least : total;
-      } else if (epsilon != 0) {
-        total = rounded(total + epsilon, dtype);
-      }
-      for (int64_t i = 0; i < count; ++i) x[i] = rounded(x[i] / total, dtype);
-    }
-    if (scale)
-      for (int64_t i = 0; i < count; ++i) x[i] = rounded(x[i] * *scale, dtype);
-  }
-};
-
+// [T, k]: each token's numbers at its ids.
 static Tensor gathered(const Tensor& t, const Tensor& ids) {
   const int64_t top_k = ids.size(1);
   const Tensor out = empty(t.size(0), top_k, t.scalar_type());
@@ -195,48 +224,58 @@ static Tensor gathered(const Tensor& t, const Tensor& ids) {
   return out;
 }
 
-static std::tuple<Tensor, Tensor> run(Tensor logits, Bias bias, std::string scoring, std::string order, int64_t top_k,
-                                      bool sorted, std::string weights_from, std::string renormalise, double epsilon,
-                                      std::optional<double> scale, int64_t n_group, int64_t topk_group,
-                                      std::string group_score, bool group_sorted, double masked_score,
-                                      std::optional<ScalarType> score_dtype, std::optional<ScalarType> out_dtype) {
-  const bool softmax = scoring == "softmax", score_first = order == "score_then_topk";
-  logits = in_one_piece(logits);
-  const int64_t tokens = logits.size(0), experts = logits.size(1);
-  const Tensor scores = score_first ? score(logits, softmax, score_dtype) : logits;
-  Tensor choice = scores;
-  if (bias || n_group > 1) {
-    const ScalarType dtype = bias ? promoted(scores.scalar_type(), bias->scalar_type()) : scores.scalar_type();
-    choice = empty(tokens, experts, dtype);
-    auto b = floats(experts, -0.0f);
-    if (bias) {
-      if (bias->numel() != experts) refuse("choose_experts", "correction_bias does not fit; pass a number an expert");
-      Rows(torch::stable::view(in_one_piece(*bias), {1, experts})).read(0, b.data());
-    }
-    const Rows from(scores), to(choice);
-    each_row(tokens, experts, [&](int64_t row) {
-      auto x = floats(experts);
-      from.read(row, x.data());
-      for (int64_t e = 0; e < experts; ++e) x[size_t(e)] += b[size_t(e)];
-      to.write(row, x.data());
-    });
+// Renormalise and scale a token's weights.
+static void finish(float* x, const How& h, ScalarType dtype) {
+  const int64_t count = h.top_k;
+  if (h.renormalise != "none") {
+    float total = rounded(sum(x, count), dtype);
+    const float epsilon = float(h.epsilon), least = rounded(epsilon, dtype);
+    if (h.renormalise == "clamped_sum") total = total < least ? least : total;
+    else if (h.epsilon != 0) total = rounded(total + epsilon, dtype);
+    for (int64_t i = 0; i < count; ++i) x[i] = rounded(x[i] / total, dtype);
   }
-  if (n_group > 1) {
-    const float masked = rounded(float(masked_score), choice.scalar_type());
-    limit_groups(choice, {n_group, topk_group, group_score == "top2_sum", group_sorted, masked});
-  }
-  const Tensor ids = best(choice, top_k, sorted);
-  Tensor weights = gathered(weights_from == "scores" ? scores : choice, ids);
-  if (!score_first) weights = score(weights, softmax, score_dtype);
-  const Tensor out = empty(tokens, top_k, out_dtype.value_or(weights.scalar_type()));
-  std::optional<float> factor;
-  if (scale) factor = float(*scale);
-  const Finish finish{renormalise != "none", renormalise == "clamped_sum", float(epsilon), factor};
-  const Rows from(weights), to(out);
-  each_row(tokens, top_k, [&](int64_t row) {
-    auto x = floats(top_k);
+  if (h.scale)
+    for (int64_t i = 0; i < count; ++i) x[i] = rounded(x[i] * float(*h.scale), dtype);
+}
+
+// What to choose from: a tensor of its own if it differs from the scores.
+static Tensor choice_of(const Tensor& scores, const Bias& bias, const How& h) {
+  if (!bias && h.n_group == 1) return scores;
+  const int64_t tokens = scores.size(0), experts = scores.size(1);
+  const ScalarType dtype = bias ? promoted(scores.scalar_type(), bias->scalar_type()) : scores.scalar_type();
+  const Tensor choice = empty(tokens, experts, dtype);
+  auto b = floats(experts, -0.0f);
+  if (bias) Rows(torch::stable::view(in_one_piece(*bias), {1, experts})).read(0, b.data());
+  const Rows from(scores), to(choice);
+  each_row(tokens, experts, [&](int64_t row) {
+    auto x = floats(experts);
     from.read(row, x.data());
-    finish(x.data(), top_k, from.dtype());
+    for (int64_t e = 0; e < experts; ++e) x[size_t(e)] += b[size_t(e)];
+    to.write(row, x.data());
+  });
+  if (h.n_group > 1) limit_groups(choice, h);
+  return choice;
+}
+
+static std::tuple<Tensor, Tensor> run(Tensor logits, Bias bias, std::string words) {
+  const How& h = how(words);
+  if (logits.dim() != 2 || logits.size(1) < h.top_k || h.top_k < 1) refuse(OP, "logits do not fit; pass [T, E]");
+  const int64_t tokens = logits.size(0), experts = logits.size(1);
+  if (bias && bias->numel() != experts) refuse(OP, "correction_bias does not fit; pass a number an expert");
+  if (h.n_group < 1 || experts % h.n_group) refuse(OP, "experts do not make n_group groups");
+  const bool softmax = h.scoring == "softmax", score_first = h.order == "score_then_topk";
+  logits = in_one_piece(logits);
+  const Tensor scores = score_first ? score(logits, softmax, h.score_dtype) : logits;
+  const Tensor choice = choice_of(scores, bias, h), ids = best(choice, h.top_k, h.sorted);
+  Tensor weights = gathered(h.weights_from == "scores" ? scores : choice, ids);
+  if (!score_first) weights = score(weights, softmax, h.score_dtype);
+  const ScalarType dtype = weights.scalar_type();
+  const Tensor out = dtype == h.out_dtype.value_or(dtype) ? weights : empty(tokens, h.top_k, *h.out_dtype);
+  const Rows from(weights), to(out);
+  each_row(tokens, h.top_k, [&](int64_t row) {
+    auto x = floats(h.top_k);
+    from.read(row, x.data());
+    finish(x.data(), h, dtype);
     to.write(row, x.data());
   });
   return {out, ids};

@@ -4,17 +4,11 @@ namespace sparse_experts {
 
 constexpr const char* OP = "sparse_experts";
 
-struct Pattern {
-  int64_t n, m, vector, group;
-
-  int64_t parts() const { return n < m ? 3 : 2; }
-};
-
 // A projection of all experts in canonical storage: values, metadata and, if n < m, selection, each as one stack or as a
 // tensor for each expert. Refuses what a kernel would read beyond.
 class Packed {
  public:
-  Packed(const char* name, Tensors tensors, const Pattern& p, int64_t rows, int64_t cols, ScalarType dtype, Bias bias)
+  Packed(const char* name, Tensors tensors, const Kernel& p, int64_t rows, int64_t cols, ScalarType dtype, Bias bias)
       : tensors_(std::move(tensors)), cols_(round_up(cols, p.vector)) {
     require(!tensors_.empty() && tensors_.size() % size_t(p.parts()) == 0, name);
     stacked_ = tensors_[0].dim() == 3;
@@ -73,45 +67,38 @@ class Packed {
   int64_t experts_ = 0, cols_;
 };
 
-// As ExpertsSpec.name in Python.
-static std::string kernel_name(ScalarType dtype, const Pattern& p, bool gated, const std::string& activation) {
-  std::string name = name_of(dtype);
-  for (int64_t number : {p.n, p.m, p.vector, p.group}) name += ' ' + std::to_string(number);
-  return name + (gated ? " gated " : " plain ") + activation;
-}
-
 // Where no kernel is loaded Python loads it, or computes the block in another way.
 static Tensor without_kernel(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensors& gate,
                              const Tensors& up, const Tensors& down, const Bias& gate_bias, const Bias& up_bias,
-                             const Bias& down_bias, const Pattern& p, int64_t width, const std::string& activation,
-                             const std::string& layout, ScalarType out_dtype) {
+                             const Bias& down_bias, const std::string& name, int64_t width, const std::string& layout,
+                             ScalarType out_dtype) {
   using torch::stable::detail::from;
   StableIValue stack[] = {from(x), from(ids), from(weights), from(gate), from(up), from(down), from(gate_bias),
-                          from(up_bias), from(down_bias), from(p.n), from(p.m), from(p.vector), from(p.group),
-                          from(width), from(activation), from(layout), from(out_dtype)};
+                          from(up_bias), from(down_bias), from(name), from(width), from(layout), from(out_dtype)};
   call("samoyeds::sparse_experts_loading", "", stack);
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 static Tensor run(Tensor x, Tensor ids, Tensor weights, Tensors gate, Tensors up, Tensors down, Bias gate_bias,
-                  Bias up_bias, Bias down_bias, int64_t n, int64_t m, int64_t vector, int64_t group, int64_t width,
-                  std::string activation, std::string layout, ScalarType out_dtype) {
-  const Pattern pattern{n, m, vector, group};
+                  Bias up_bias, Bias down_bias, std::string name, int64_t width, std::string layout,
+                  ScalarType out_dtype) {
+  const Kernel kernel = kernels().find(name);
+  if (!kernel.run)
+    return without_kernel(x, ids, weights, gate, up, down, gate_bias, up_bias, down_bias, name, width, layout,
+                          out_dtype);
   const ScalarType dtype = x.scalar_type();
-  const Kernels::Run kernel = kernels().find(kernel_name(dtype, pattern, layout != "none", activation));
-  if (!kernel)
-    return without_kernel(x, ids, weights, gate, up, down, gate_bias, up_bias, down_bias, pattern, width, activation,
-                          layout, out_dtype);
+  if (name.compare(0, std::strlen(name_of(dtype)), name_of(dtype)) != 0)
+    refuse(OP, "x is " + std::string(name_of(dtype)) + "; the kernel is for " + name);
   if (x.dim() != 2) refuse(OP, "x has rank " + std::to_string(x.dim()) + "; pass [T, H]");
   const int64_t tokens = x.size(0), hidden = x.size(1);
   if (ids.dim() != 2 || ids.size(0) != tokens || !has_sizes(weights, {tokens, ids.size(1)}))
     refuse(OP, "expert_ids and expert_weights do not fit x; pass [T, K] both");
 
   const bool separate = layout == "separate", halves = layout == "concatenated", turns = layout == "interleaved";
-  const Packed up_all("up", std::move(up), pattern, halves || turns ? 2 * width : width, hidden, dtype, up_bias);
-  const Packed down_all("down", std::move(down), pattern, hidden, width, dtype, down_bias);
+  const Packed up_all("up", std::move(up), kernel, halves || turns ? 2 * width : width, hidden, dtype, up_bias);
+  const Packed down_all("down", std::move(down), kernel, hidden, width, dtype, down_bias);
   std::optional<Packed> gate_all;
-  if (separate) gate_all.emplace("gate", std::move(gate), pattern, width, hidden, dtype, gate_bias);
+  if (separate) gate_all.emplace("gate", std::move(gate), kernel, width, hidden, dtype, gate_bias);
   if (down_all.experts() != up_all.experts() || (separate && gate_all->experts() != up_all.experts()))
     refuse(OP, "up, down and gate have different numbers of experts");
 
@@ -132,7 +119,7 @@ static Tensor run(Tensor x, Tensor ids, Tensor weights, Tensors gate, Tensors up
   a.gate = separate ? gate_all->matrix(0, width) : up_all.matrix(0, width, 0, turns ? 2 : 1);
   a.up = turns ? up_all.matrix(width, width, 1, 2) : halves ? up_all.matrix(width, width, width)
                                                             : up_all.matrix(0, width);
-  if (kernel(&a)) throw std::bad_alloc();
+  if (kernel.run(&a)) throw std::bad_alloc();
   return as(out, out_dtype);
 }
 

@@ -13,6 +13,7 @@ static const char* name_of(ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Float: return "float32";
     case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Half: return "float16";
     default: return "another dtype";
   }
 }
