@@ -248,7 +248,7 @@ def test_operands_that_do_not_fit(position: int, spoil, name: str) -> None:
     call = [*packed[:3], *map(_storage, packed[3:6]), *packed[6:9], name, 16, packed[10], torch.float32]
     assert torch.ops.samoyeds.sparse_experts(*call).shape == (5, 32)
     call[position] = spoil(call[position])
-    with pytest.raises((OperandError, ValueError, RuntimeError), match=f"sparse_experts: {name}"):
+    with pytest.raises(ValueError, match=f"sparse_experts: {name}"):
         torch.ops.samoyeds.sparse_experts(*call)
 
 

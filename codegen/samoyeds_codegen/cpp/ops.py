@@ -71,8 +71,7 @@ def has_ops_library() -> bool:
 
 def _flags() -> tuple[str, ...]:
     root = Path(torch.__file__).parent
-    lanes = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
     return (
         f"-I{root / 'include'}", f"-L{root / 'lib'}", "-ltorch_cpu", f"-DTORCH_TARGET_VERSION={_ABI}",
-        f"-DSAMOYEDS_LANES={lanes}", f'-DSAMOYEDS_TORCH="{torch.__version__}"',
+        f'-DSAMOYEDS_TORCH="{torch.__version__}"',
     )  # fmt: skip

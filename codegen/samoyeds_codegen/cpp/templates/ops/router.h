@@ -7,8 +7,8 @@
 namespace choose_experts {
 
 constexpr const char* OP = "choose_experts";
-constexpr int LANES = SAMOYEDS_LANES;  // floats in a vector of ATen
-constexpr int STRIPES = 4;             // sums that ATen keeps side by side
+constexpr int LANES = 8;    // floats in a vector of ATen's sum, whatever the machine has
+constexpr int STRIPES = 4;  // sums that it keeps side by side
 
 static float rounded(float x, ScalarType dtype) {
   switch (dtype) {
@@ -229,8 +229,8 @@ static void finish(float* x, const How& h, ScalarType dtype) {
   const int64_t count = h.top_k;
   if (h.renormalise != "none") {
     float total = rounded(sum(x, count), dtype);
-    const float epsilon = float(h.epsilon), least = rounded(epsilon, dtype);
-    if (h.renormalise == "clamped_sum") total = total < least ? least : total;
+    const float epsilon = rounded(float(h.epsilon), dtype);  // as ATen does, though not for a factor
+    if (h.renormalise == "clamped_sum") total = total < epsilon ? epsilon : total;
     else if (h.epsilon != 0) total = rounded(total + epsilon, dtype);
     for (int64_t i = 0; i < count; ++i) x[i] = rounded(x[i] / total, dtype);
   }
