@@ -7,6 +7,7 @@ import pytest
 
 from samoyeds_codegen.cpp.emit import TEMPLATES, emit
 from samoyeds_codegen.cpp.isa import AMX, AVX2, AVX512, ISAS, PORTABLE
+from samoyeds_codegen.cpp.ops import emit_ops
 from samoyeds_codegen.cpp.spec import ExpertsSpec
 from samoyeds_codegen.errors import UnsupportedSpecError
 from samoyeds_codegen.expr import ExpressionError
@@ -34,6 +35,12 @@ def test_readable(isa) -> None:
     assert ("immintrin.h" in text) == (isa != PORTABLE) and ("namespace many = amx;" in text) == (isa == AMX)
 
 
+def test_names_of_specifications() -> None:
+    """Ops look kernels up by them; spaces in the activation stay."""
+    for spec in (SPEC, ExpertsSpec("float32", 2, 4, 64, 16, "square(relu(x))", False)):
+        assert ExpertsSpec.named(spec.name) == spec
+
+
 def test_flags() -> None:
     assert PORTABLE.flags == () and AVX2.flags == ("-mavx2", "-mfma")
     assert {"-mavx512f", "-mavx512vl"} <= set(AVX512.flags)
@@ -41,8 +48,8 @@ def test_flags() -> None:
 
 
 def test_every_template_is_used() -> None:
-    texts = [emit(SPEC, isa) for isa in ISAS]
-    assert all(any(path.read_text().strip() in text for text in texts) for path in TEMPLATES.iterdir())
+    texts = [emit_ops(), *(emit(SPEC, isa) for isa in ISAS)]
+    assert all(any(path.read_text().strip() in text for text in texts) for path in TEMPLATES.rglob("*.h"))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ STABLE_TORCH_LIBRARY_IMPL(samoyeds, CPU, m) {
 extern "C" {
 int64_t samoyeds_arguments_size() { return int64_t(sizeof(Arguments)); }
 
+int64_t samoyeds_threads(int64_t work) { return threads_for(work); }
+
 void samoyeds_add_kernel(const char* name, void* run, int64_t n, int64_t m, int64_t vector, int64_t group) {
   kernels().add(name, {reinterpret_cast<int64_t (*)(const Arguments*)>(run), n, m, vector, group});
 }
