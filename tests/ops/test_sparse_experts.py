@@ -231,7 +231,7 @@ def test_no_kernel(spoil: dict, reason: str) -> None:
 @pytest.mark.parametrize(
     ("position", "spoil", "name"),
     [
-        (0, lambda x: x.bfloat16(), "up"),
+        (0, lambda x: x.bfloat16(), "x is bfloat16"),
         (0, lambda x: x[:, :8], "down"),
         (1, lambda ids: ids[:-1], "expert_ids"),
         (2, lambda weights: weights[:, :1], "expert_ids"),
@@ -244,8 +244,8 @@ def test_operands_that_do_not_fit(position: int, spoil, name: str) -> None:
     """A kernel would read beyond them."""
     args = operands(8, 5, 2, 3, 32, 16, "concatenated", "out_in", True)
     _, packed = packed_operands(args, SparsityConfig(1, 2, 32))
-    name = ExpertsSpec("float32", 1, 2, 32, 1, packed[9], True).name
-    call = [*packed[:3], *map(_storage, packed[3:6]), *packed[6:9], name, 16, packed[10], torch.float32]
+    kernel = ExpertsSpec("float32", 1, 2, 32, 1, packed[9], True).name
+    call = [*packed[:3], *map(_storage, packed[3:6]), *packed[6:9], kernel, 16, packed[10], torch.float32]
     assert torch.ops.samoyeds.sparse_experts(*call).shape == (5, 32)
     call[position] = spoil(call[position])
     with pytest.raises(ValueError, match=f"sparse_experts: {name}"):
