@@ -226,5 +226,7 @@ OPERANDS = (
 )
 define_composite(f"router({OPERANDS}) -> (Tensor, Tensor)", router)
 define_opaque(
-    "choose_experts(Tensor logits, Tensor? correction_bias, str how) -> (Tensor, Tensor)", choose_experts, choose_experts
+    "choose_experts(Tensor logits, Tensor? correction_bias, str how) -> (Tensor, Tensor)",
+    choose_experts,
+    choose_experts,
 )

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samoyeds_codegen.cpp.ops import has_ops_library
-from samoyeds_compile.ops.router import _in_aten, choose_experts, runs_as_one_op
+from samoyeds_compile.ops.router import ORDERS, SCORINGS, _in_aten, choose_experts, runs_as_one_op
 from samoyeds_compile.routers.region import Spec
 from tests.ops.test_router import CASTS_FIRST, MODELS, NO_BIAS, draw, same
 
@@ -45,8 +45,8 @@ def test_every_combination(dtype):
     for number, axes in enumerate(AXES):
         scoring, order, weights_from, renormalise, (n_group, topk_group), group_score, biased = axes
         bias = torch.linspace(-0.3, 0.3, 12, dtype=dtype).roll(number % 5) if biased else None
-        spec = Spec(scoring, order, 1 + number % 7, number % 2 == 0, weights_from, renormalise, (0.0, 1e-20, 0.3)[number % 3],
-                    (None, 2.5)[number % 2], n_group, topk_group, group_score, number % 3 == 0, (0.0, -INF)[number % 2],
+        spec = Spec(scoring, order, 1 + number % 7, number % 2 == 0, weights_from, renormalise,
+                    (0.0, 1e-20, 0.3)[number % 3], (None, 2.5)[number % 2], n_group, topk_group, group_score, number % 3 == 0, (0.0, -INF)[number % 2],
                     (None, torch.float32)[number % 5 == 0], (None, *DTYPES)[number % 4])  # fmt: skip
         for kind in ("random", "tied", "equal", "infinite", "nan"):
             check(spec, draw(kind, 9, dtype, 12), bias)
@@ -83,7 +83,7 @@ def test_ties(data):
     divisors = [n for n in range(1, experts + 1) if experts % n == 0 and experts // n >= 2] or [1]
     n_group = data.draw(st.sampled_from(divisors), label="groups")
     spec = Spec(
-        data.draw(st.sampled_from(["softmax", "sigmoid"])), data.draw(st.sampled_from(["score_then_topk", "topk_then_score"])),
+        data.draw(st.sampled_from(SCORINGS)), data.draw(st.sampled_from(ORDERS)),
         data.draw(st.integers(1, experts), label="k"), data.draw(st.booleans(), label="sorted"),
         data.draw(st.sampled_from(["choice", "scores"])), "none", n_group=n_group,
         topk_group=data.draw(st.integers(1, n_group)), group_score=data.draw(st.sampled_from(["max", "top2_sum"])),
@@ -127,7 +127,9 @@ def test_python_reads_the_same_words():
     """Where there is no C++."""
     spec = MODELS[next(m for m in MODELS if m.__name__ == "deepseek_v3")](torch.float32)
     logits, bias = draw("tied", 7, torch.float32), torch.randn(16)
-    for mine, theirs in zip(choose_experts(logits, bias, words(spec)), _in_aten(logits, bias, *spec.arguments), strict=True):
+    for mine, theirs in zip(
+        choose_experts(logits, bias, words(spec)), _in_aten(logits, bias, *spec.arguments), strict=True
+    ):
         same(mine, theirs)
 
 

@@ -19,7 +19,6 @@ from samoyeds_codegen.cpp.isa import AMX, AVX2, PORTABLE, Isa, usable_isas
 from samoyeds_codegen.cpp.kernel import ExpertsKernel, experts_kernel
 from samoyeds_codegen.cpp.spec import ExpertsSpec
 from samoyeds_codegen.errors import UnsupportedSpecError
-from samoyeds_compile.errors import OperandError
 from samoyeds_compile.ops import reference
 from samoyeds_compile.ops.experts_packed import _storage, kernel_spec
 from samoyeds_compile.sparsity import PackedTensor, SparsityConfig, best_mask
@@ -273,8 +272,15 @@ def test_opcheck() -> None:
     storage = map(_storage, packed[3:6])
     torch.library.opcheck(
         torch.ops.samoyeds.sparse_experts.default,
-        (*packed[:3], *storage, *packed[6:9], ExpertsSpec("float32", 1, 2, 32, 1, packed[9], True).name, 16,
-         "separate", torch.float32),
+        (
+            *packed[:3],
+            *storage,
+            *packed[6:9],
+            ExpertsSpec("float32", 1, 2, 32, 1, packed[9], True).name,
+            16,
+            "separate",
+            torch.float32,
+        ),
     )
 
 

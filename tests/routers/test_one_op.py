@@ -26,7 +26,8 @@ def calls(function, op):
 
 
 @pytest.mark.parametrize(
-    "name", ["mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3", "granitemoe", "gpt_oss", "minimax_m2", "ernie4_5_moe"]
+    "name",
+    ["mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3", "granitemoe", "gpt_oss", "minimax_m2", "ernie4_5_moe"],
 )
 def test_models(name):
     """One graph, every router fused, and what eager gives."""

@@ -19,9 +19,9 @@ from samoyeds_codegen.errors import KernelError
 logger = logging.getLogger(__name__)
 
 _INCLUDES = (
-    "algorithm cmath cstdint cstring locale mutex optional sstream stdexcept string tuple unordered_map utility vector omp.h "
-    "torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h torch/csrc/stable/library.h torch/csrc/stable/ops.h "
-    "torch/csrc/stable/tensor.h torch/headeronly/util/BFloat16.h torch/headeronly/util/Half.h"
+    "algorithm cmath cstdint cstring locale mutex optional sstream stdexcept string tuple unordered_map utility vector "
+    "omp.h torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h torch/csrc/stable/library.h "
+    "torch/csrc/stable/ops.h torch/csrc/stable/tensor.h torch/headeronly/util/BFloat16.h torch/headeronly/util/Half.h"
 ).split()
 _PARTS = "ops/tensors.h ops/kernels.h ops/sparse_experts.h ops/router.h ops/library.h".split()
 _ABI = "0x020b000000000000"
