@@ -16,6 +16,7 @@ struct Matrix {
 struct Panel {
   const Weight* rows[PANEL];
 
+  Panel() = default;
   Panel(const Matrix& w, int64_t expert, int64_t panel) {
     const Weight* first = w.values[expert];
     for (int r = 0; r < PANEL; ++r) rows[r] = first + std::min(panel * PANEL + r, w.rows - 1) * w.row_stride;

@@ -8,7 +8,8 @@ namespace gemm {
 constexpr int WIDTH = 3 * LANES;  // most tokens of a tile
 constexpr int HEIGHT = LANES == 16 ? 8 : 4;  // rows whose sums are in registers
 constexpr int DEPTH = 128;
-constexpr int MOST = 8;  // tiles whose sums are kept at a time
+constexpr int MOST = 8;    // tiles whose sums are kept at a time
+constexpr int PANELS = 4;  // of rows that go over the tiles together, so that these are read from afar less often
 
 // Vectors of tokens are dealt evenly to tiles: 80 tokens become 48 and 32, not 48, 16 and 16.
 struct Tile {
@@ -40,16 +41,19 @@ static void copy(const Panel& w, int64_t first, int64_t depth, Piece& out) {
   }
 }
 
-// Adds HEIGHT rows of a piece times a tile to out. The same columns of the rows `ahead` are fetched meanwhile.
+// Adds HEIGHT rows of a piece times a tile to out. Meanwhile the same columns of the rows `ahead` are fetched, and of the
+// tokens that come next, `soon`, as much as is this block's share.
 template <int NT>
 static inline void block(const float (*w)[DEPTH], const Weight* const* ahead, int64_t depth, const float* x,
-                         float* out) {
+                         const float* soon, float* out) {
   constexpr int64_t LINE = 64 / sizeof(Weight);
+  constexpr int SHARE = int(LINE * NT * LANES / 16 * HEIGHT / (PANELS * PANEL));
   Vec sum[HEIGHT][NT];
   for (int i = 0; i < HEIGHT; ++i)
     for (int n = 0; n < NT; ++n) sum[i][n] = zero();
   for (int64_t begin = 0; begin < depth; begin += LINE) {
     for (int i = 0; i < HEIGHT; ++i) __builtin_prefetch(ahead[i] + begin);
+    for (int i = 0; i < SHARE; ++i, soon += 16) __builtin_prefetch(soon, 0, 2);  // into the second cache
     const int64_t end = std::min(begin + LINE, depth);
     for (int64_t k = begin; k < end; ++k) {
       Vec tokens[NT];
@@ -70,32 +74,49 @@ static inline void block(const float (*w)[DEPTH], const Weight* const* ahead, in
     }
 }
 
-// Adds PANEL rows of a piece times a tile to y.
+// Adds the rows of a piece times a tile to y.
 template <int NT>
-static void panel_times(const Piece& piece, const Weight* const* ahead, int64_t depth, const float* x, float* y) {
-  for (int r = 0; r < PANEL; r += HEIGHT) block<NT>(piece + r, ahead + r, depth, x, y + r * NT * LANES);
+static void panel_times(const Piece& piece, const Weight* const* ahead, int64_t depth, const float* x,
+                        const float* soon, float* y) {
+  constexpr int64_t width = NT * LANES;
+  for (int r = 0; r < PANEL; r += HEIGHT)
+    block<NT>(piece + r, ahead + r, depth, x, soon + r * depth * width / (PANELS * PANEL), y + r * width);
 }
 
-using Sums = float[2][PANEL * WIDTH];  // of a tile and two panels, each [PANEL, tokens]
+using Sums = float[PANELS][PANEL * WIDTH];  // of a tile, each [PANEL, tokens]
+
+// Panels that are multiplied with the same tokens, and those whose turn is next.
+struct Strip {
+  int count = 0;
+  Panel now[PANELS], next[PANELS];
+
+  void add(const Matrix& w, int64_t expert, int64_t panel, int64_t next_expert, int64_t next_panel) {
+    now[count] = Panel(w, expert, panel);
+    next[count++] = Panel(w, next_expert, next_panel);
+  }
+};
 
 // y[tile - begin][p] = rows of panel p times the tokens of tiles begin to end, which lie in x.
-static void multiply(const Panel* w, int panels, const Panel* next, const Matrix& of, const Group& g, char* x,
-                     int64_t begin, int64_t end, Sums* y) {
-  alignas(64) Piece piece[2];
-  for (int64_t t = 0; t < end - begin; ++t) std::fill(y[t][0], y[t][0] + panels * PANEL * WIDTH, 0.0f);
+static void multiply(const Strip& w, const Matrix& of, const Group& g, char* x, int64_t begin, int64_t end, Sums* y) {
+  alignas(64) Piece piece[PANELS];
+  for (int64_t t = 0; t < end - begin; ++t) std::fill(y[t][0], y[t][0] + w.count * PANEL * WIDTH, 0.0f);
   for (int64_t first = 0; first < of.cols; first += DEPTH) {
     const int64_t depth = std::min<int64_t>(DEPTH, of.cols - first);
-    const Weight* ahead[2][PANEL];
-    for (int p = 0; p < panels; ++p) {
-      copy(w[p], first, depth, piece[p]);
+    const Weight* ahead[PANELS][PANEL];
+    for (int p = 0; p < w.count; ++p) {
+      copy(w.now[p], first, depth, piece[p]);
       for (int r = 0; r < PANEL; ++r)
-        ahead[p][r] = first + DEPTH < of.cols ? w[p].rows[r] + first + DEPTH : next[p].rows[r];
+        ahead[p][r] = first + DEPTH < of.cols ? w.now[p].rows[r] + first + DEPTH : w.next[p].rows[r];
     }
     for (int64_t t = begin; t < end; ++t) {
       const Tile tile(g.count, t);
+      const bool turn = t + 1 == end;
+      const Tile other(g.count, turn ? begin : t + 1);
+      const float* soon = other.in(x, of.cols) + (turn ? first + DEPTH : first) * other.width;
       const auto times = tile.width == LANES ? panel_times<1> : tile.width == 2 * LANES ? panel_times<2> : panel_times<3>;
-      for (int p = 0; p < panels; ++p)
-        times(piece[p], ahead[p], depth, tile.in(x, of.cols) + first * tile.width, y[t - begin][p]);
+      for (int p = 0; p < w.count; ++p)
+        times(piece[p], ahead[p], depth, tile.in(x, of.cols) + first * tile.width,
+              soon + p * depth * tile.width / PANELS, y[t - begin][p]);
     }
   }
 }
@@ -115,19 +136,28 @@ static void gather(const Arguments& a, const Group& g, int64_t number) {
 
 // Features of panels first to last of h, [columns of down, tokens] for each tile.
 static void up(const Arguments& a, const Group& g, int64_t first, int64_t last) {
+  constexpr int step = GATED ? PANELS / 2 : PANELS;
   alignas(64) float h[PANEL * WIDTH];
   alignas(64) Sums y[MOST];
-  for (int64_t panel = first; panel < last; ++panel) {
-    const int64_t following = std::min(panel + 1, last - 1), rows = std::min<int64_t>(PANEL, a.up.rows - panel * PANEL);
-    const Panel w[2] = {Panel(a.up, g.expert, panel), Panel(a.gate, g.expert, panel)};
-    const Panel next[2] = {Panel(a.up, g.expert, following), Panel(a.gate, g.expert, following)};
+  for (int64_t panel = first; panel < last; panel += step) {
+    const int64_t stop = std::min(panel + step, last);
+    Strip w;
+    for (int64_t p = panel; p < stop; ++p) {
+      const int64_t following = std::min(p + step, last - 1);
+      w.add(a.up, g.expert, p, g.expert, following);
+      if (GATED) w.add(a.gate, g.expert, p, g.expert, following);
+    }
     for (int64_t begin = 0; begin < tiles(g); begin += MOST) {
       const int64_t end = std::min<int64_t>(begin + MOST, tiles(g));
-      multiply(w, GATED ? 2 : 1, next, a.up, g, g.x, begin, end, y);
+      multiply(w, a.up, g, g.x, begin, end, y);
       for (int64_t t = begin; t < end; ++t) {
         const Tile tile(g.count, t);
-        activate_panel(a, g.expert, panel, tile.width, y[t - begin][1], y[t - begin][0], h);
-        std::copy(h, h + rows * tile.width, tile.in(g.h, a.down.cols) + panel * PANEL * tile.width);
+        float* sums = y[t - begin][0];
+        for (int64_t p = panel; p < stop; ++p, sums += (GATED ? 2 : 1) * PANEL * WIDTH) {
+          const int64_t rows = std::min<int64_t>(PANEL, a.up.rows - p * PANEL);
+          activate_panel(a, g.expert, p, tile.width, sums + PANEL * WIDTH, sums, h);
+          std::copy(h, h + rows * tile.width, tile.in(g.h, a.down.cols) + p * PANEL * tile.width);
+        }
       }
     }
   }
@@ -136,19 +166,20 @@ static void up(const Arguments& a, const Group& g, int64_t first, int64_t last) 
 // Adds what the expert gives for rows of panels first to last of out, [T, H].
 static void down(const Arguments& a, const Group& g, int64_t first, int64_t last, float* out) {
   alignas(64) Sums y[MOST];
-  for (int64_t panel = first; panel < last; panel += 2) {
-    const int panels = panel + 1 < last ? 2 : 1;
-    const bool ends = panel + panels >= last;
-    const int64_t following = ends ? first : panel + panels, owner = ends ? g.next_expert : g.expert;
-    const Panel w[2] = {Panel(a.down, g.expert, panel), Panel(a.down, g.expert, panel + panels - 1)};
-    const Panel next[2] = {Panel(a.down, owner, following), Panel(a.down, owner, std::min(following + 1, last - 1))};
+  for (int64_t panel = first; panel < last; panel += PANELS) {
+    const int64_t stop = std::min(panel + PANELS, last);
+    Strip w;
+    for (int64_t p = panel; p < stop; ++p) {
+      const bool ends = p + PANELS >= last;
+      w.add(a.down, g.expert, p, ends ? g.next_expert : g.expert, ends ? first + p - panel : p + PANELS);
+    }
     for (int64_t begin = 0; begin < tiles(g); begin += MOST) {
       const int64_t end = std::min<int64_t>(begin + MOST, tiles(g));
-      multiply(w, panels, next, a.down, g, g.h, begin, end, y);
+      multiply(w, a.down, g, g.h, begin, end, y);
       for (int64_t t = begin; t < end; ++t) {
         const Tile tile(g.count, t);
-        for (int p = 0; p < panels; ++p)
-          accumulate_tile(a, g, tile.slot, panel + p, tile.width, y[t - begin][p], out);
+        for (int64_t p = panel; p < stop; ++p)
+          accumulate_tile(a, g, tile.slot, p, tile.width, y[t - begin][p - panel], out);
       }
     }
   }
