@@ -182,7 +182,7 @@ def fuse_routers(matches: Sequence[Match], options: Options) -> None:
 
 
 def lower_blocks(gm: fx.GraphModule) -> list[str]:
-    """Lower every canonical op to its stages or a kernel; says how blocks with packed weights are computed."""
+    """Lower every canonical op to its stages or a kernel; says how each block is computed."""
     from samoyeds_compile.graph.values import graph_modules
     from samoyeds_compile.lower.stages import lower_experts
 

@@ -8,7 +8,7 @@ import pytest
 from samoyeds_codegen.cpp.emit import TEMPLATES, emit
 from samoyeds_codegen.cpp.isa import AMX, AVX2, AVX512, ISAS, PORTABLE
 from samoyeds_codegen.cpp.ops import emit_ops
-from samoyeds_codegen.cpp.spec import ExpertsSpec
+from samoyeds_codegen.cpp.spec import DenseExpertsSpec, ExpertsSpec
 from samoyeds_codegen.errors import UnsupportedSpecError
 from samoyeds_codegen.expr import ExpressionError
 
@@ -37,8 +37,9 @@ def test_readable(isa) -> None:
 
 def test_names_of_specifications() -> None:
     """Ops look kernels up by them; spaces in the activation stay."""
-    for spec in (SPEC, ExpertsSpec("float32", 2, 4, 64, 16, "square(relu(x))", False)):
-        assert ExpertsSpec.named(spec.name) == spec
+    plain = DenseExpertsSpec("float32", "square(relu(x))", False)
+    for spec in (SPEC, ExpertsSpec("float32", 2, 4, 64, 16, "square(relu(x))", False), plain):
+        assert type(spec).named(spec.name) == spec
 
 
 def test_flags() -> None:
@@ -48,7 +49,8 @@ def test_flags() -> None:
 
 
 def test_every_template_is_used() -> None:
-    texts = [emit_ops(), *(emit(SPEC, isa) for isa in ISAS)]
+    dense = DenseExpertsSpec("bfloat16", SPEC.activation, True)
+    texts = [emit_ops(), *(emit(spec, isa) for isa in ISAS for spec in (SPEC, dense))]
     assert all(any(path.read_text().strip() in text for text in texts) for path in TEMPLATES.rglob("*.h"))
 
 

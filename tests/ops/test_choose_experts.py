@@ -47,8 +47,9 @@ def test_every_combination(dtype):
         bias = torch.linspace(-0.3, 0.3, 12, dtype=dtype).roll(number % 5) if biased else None
         epsilon, scale = (0.0, 1e-20, 0.3)[number % 3], (None, 2.5)[number % 2]
         score_dtype, out_dtype = (None, torch.float32)[number % 5 == 0], (None, *DTYPES)[number % 4]
-        spec = Spec(scoring, order, 1 + number % 7, number % 2 == 0, weights_from, renormalise, epsilon, scale, n_group,
-                    topk_group, group_score, number % 3 == 0, (0.0, -INF)[number % 2], score_dtype, out_dtype)  # fmt: skip
+        spec = Spec(scoring, order, 1 + number % 7, number % 2 == 0, weights_from, renormalise, epsilon, scale,
+                    n_group, topk_group, group_score, number % 3 == 0, (0.0, -INF)[number % 2], score_dtype,
+                    out_dtype)  # fmt: skip
         for kind in ("random", "tied", "equal", "infinite", "nan"):
             check(spec, draw(kind, 9, dtype, 12), bias)
 

@@ -7,41 +7,50 @@ import functools
 
 from samoyeds_codegen.build import Source, load
 from samoyeds_codegen.cpp.emit import emit
-from samoyeds_codegen.cpp.isa import Isa, runs_here, usable_isas
-from samoyeds_codegen.cpp.ops import ops_library
-from samoyeds_codegen.cpp.spec import ExpertsSpec
+from samoyeds_codegen.cpp.isa import PORTABLE, Isa, runs_here, usable_isas
+from samoyeds_codegen.cpp.ops import arguments_size, ops_library
+from samoyeds_codegen.cpp.spec import DenseExpertsSpec, ExpertsSpec
 from samoyeds_codegen.errors import CompilationError, UnsupportedSpecError
 
 
 class ExpertsKernel:
-    """A compiled `ExpertsSpec`.
+    """A compiled specification.
 
     Raises:
         KernelError: it cannot be compiled or loaded; the class says why.
     """
 
-    def __init__(self, spec: ExpertsSpec, isa: Isa | None = None, flags: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, spec: ExpertsSpec | DenseExpertsSpec, isa: Isa | None = None, flags: tuple[str, ...] = ()
+    ) -> None:
         self.spec, self.isa = spec, isa or usable_isas(spec.dtype)[0]
         if spec.dtype not in self.isa.dtypes or not runs_here(self.isa):
             raise UnsupportedSpecError(f"{self.isa.name} is not for {spec.dtype} weights on this machine")
-        self._library = load(Source(f"experts-{self.isa.name}", emit(spec, self.isa), (*self.isa.flags, *flags)))
+        kind = "packed" if isinstance(spec, ExpertsSpec) else "dense"
+        self._library = load(Source(f"{kind}-{self.isa.name}", emit(spec, self.isa), (*self.isa.flags, *flags)))
         self._library.samoyeds_arguments_size.restype = ctypes.c_int64
-        if self._library.samoyeds_arguments_size() != ops_library().samoyeds_arguments_size():
+        if self._library.samoyeds_arguments_size() != arguments_size(kind):
             raise CompilationError("the kernel and its caller lay out their arguments differently")
 
     def use(self) -> None:
-        """Have ``samoyeds::sparse_experts`` run this kernel for its specification."""
-        address, spec = ctypes.cast(self._library.samoyeds_experts, ctypes.c_void_p), self.spec
-        ops_library().samoyeds_add_kernel(spec.name.encode(), address, spec.n, spec.m, spec.vector, spec.group)
+        """Have the ops run this kernel for its specification."""
+        spec = self.spec
+        pattern = (spec.n, spec.m, spec.vector, spec.group) if isinstance(spec, ExpertsSpec) else (0, 0, 0, 0)
+        address = ctypes.cast(self._library.samoyeds_experts, ctypes.c_void_p)
+        ops_library().samoyeds_add_kernel(spec.name.encode(), address, *pattern)
 
 
 @functools.lru_cache(maxsize=64)
-def experts_kernel(spec: ExpertsSpec) -> ExpertsKernel:
+def experts_kernel(spec: ExpertsSpec | DenseExpertsSpec) -> ExpertsKernel:
     """The kernel for the best instruction set of this machine, in use; a process loads each once.
 
     Raises:
+        UnsupportedSpecError: weights are dense, and the machine has no vectors that these kernels know: libraries are
+            faster there.
         KernelError: there is none; asked again, it is tried again.
     """
+    if isinstance(spec, DenseExpertsSpec) and usable_isas(spec.dtype)[0] == PORTABLE:
+        raise UnsupportedSpecError("dense kernels need AVX2 or AVX-512, which this machine lacks")
     kernel = ExpertsKernel(spec)
     kernel.use()
     return kernel

@@ -23,7 +23,9 @@ _INCLUDES = (
     "omp.h torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h torch/csrc/stable/library.h "
     "torch/csrc/stable/ops.h torch/csrc/stable/tensor.h torch/headeronly/util/BFloat16.h torch/headeronly/util/Half.h"
 ).split()
-_PARTS = "ops/tensors.h ops/kernels.h ops/sparse_experts.h ops/router.h ops/library.h".split()
+_PARTS = "tensors kernels experts sparse_experts dense_experts router library".split()
+KINDS = ("packed", "dense")
+"""Of weights; each has arguments of its own."""
 _ABI = "0x020b000000000000"
 """Of torch 2.11: only what it has is used."""
 
@@ -37,11 +39,16 @@ def emit_ops() -> str:
             "namespace {",
             template("numbers.h"),
             "using Weight = void;  // kernels know what it is",
-            template("arguments.h"),
-            *map(template, _PARTS),
+            template("prelude.h"),
+            *map(_arguments, KINDS),
+            *(template(f"ops/{part}.h") for part in _PARTS),
             "",
         ]
     )
+
+
+def _arguments(kind: str) -> str:
+    return "\n".join([f"namespace {kind} {{", template(f"{kind}_matrix.h"), template("arguments.h"), "}"])
 
 
 @functools.cache
@@ -52,7 +59,6 @@ def ops_library() -> ctypes.CDLL:
         KernelError: it cannot be compiled or loaded.
     """
     library = load(Source("ops", emit_ops(), _flags()))
-    library.samoyeds_arguments_size.restype = ctypes.c_int64
     library.samoyeds_threads.restype, library.samoyeds_threads.argtypes = ctypes.c_int64, (ctypes.c_int64,)
     library.samoyeds_add_kernel.argtypes = (ctypes.c_char_p, ctypes.c_void_p, *[ctypes.c_int64] * 4)
     library.samoyeds_add_kernel.restype = None
@@ -68,6 +74,13 @@ def has_ops_library() -> bool:
         logger.warning("samoyeds ops run without C++: %s", error)
         return False
     return True
+
+
+def arguments_size(kind: str) -> int:
+    """Bytes of the arguments that ops pass to kernels for a kind of weights."""
+    size = getattr(ops_library(), f"samoyeds_{kind}_arguments_size")
+    size.restype = ctypes.c_int64
+    return int(size())
 
 
 def _flags() -> tuple[str, ...]:

@@ -1,29 +1,4 @@
-// What one call of a kernel is given. Ops include this too, with a Weight of their own that they never look into.
-
-constexpr int PANEL = 16;  // output rows that are computed together
-
-// One tensor of all experts: where expert e's part begins, as a stack or as tensors of their own.
-template <class T>
-struct PerExpert {
-  const T* base;
-  int64_t stride;
-  const T* const* table;
-
-  const T* operator[](int64_t e) const { return table ? table[e] : base + e * stride; }
-};
-
-// A packed matrix of all experts in canonical storage. `first` is the output row to begin with, `cols` is padded to V.
-struct Matrix {
-  PerExpert<Weight> values;
-  PerExpert<uint16_t> metadata;
-  PerExpert<uint8_t> selection;
-  PerExpert<Weight> bias;  // null base and table: no bias
-  int64_t bias_step;
-  int64_t first, rows, cols;
-
-  int64_t panels() const { return (rows + PANEL - 1) / PANEL; }
-  bool has_bias() const { return bias.base || bias.table; }
-};
+// What one call of a kernel is given.
 
 struct Arguments {
   const Weight* x;  // [T, H], rows x_stride apart

@@ -1,7 +1,7 @@
 // Compiled kernels by the name of their specification. Python adds each once it is loaded; nothing removes one.
 
 struct Kernel {
-  int64_t (*run)(const Arguments*) = nullptr;  // 0, or 1 if memory ran out
+  int64_t (*run)(const void* arguments) = nullptr;  // 0, or 1 if memory ran out
   int64_t n = 0, m = 0, vector = 0, group = 0;
 
   int64_t parts() const { return n < m ? 3 : 2; }

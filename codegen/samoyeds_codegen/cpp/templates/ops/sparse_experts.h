@@ -36,8 +36,8 @@ class Packed {
   int64_t experts() const { return experts_; }
 
   // Rows from `first` on; columns bias_first, bias_first + bias_step, ... of the bias belong to them.
-  Matrix matrix(int64_t first, int64_t rows, int64_t bias_first = 0, int64_t bias_step = 1) const {
-    Matrix m{part<Weight>(0), part<uint16_t>(1), part<uint8_t>(2), {}, bias_step, first, rows, cols_};
+  packed::Matrix matrix(int64_t first, int64_t rows, int64_t bias_first = 0, int64_t bias_step = 1) const {
+    packed::Matrix m{part<Weight>(0), part<uint16_t>(1), part<uint8_t>(2), {}, bias_step, first, rows, cols_};
     if (bias_) {
       const auto* base = static_cast<const char*>(bias_->const_data_ptr());
       m.bias = {base + bias_first * int64_t(bias_->element_size()), bias_->size(1), nullptr};
@@ -46,7 +46,6 @@ class Packed {
   }
 
  private:
-  static int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
   static void require(bool holds, const char* name) {
     if (!holds) refuse(OP, std::string(name) + " does not fit; pass canonical storage in the dtype of x");
   }
@@ -86,14 +85,10 @@ static Tensor run(Tensor x, Tensor ids, Tensor weights, Tensors gate, Tensors up
   if (!kernel.run)
     return without_kernel(x, ids, weights, gate, up, down, gate_bias, up_bias, down_bias, name, width, layout,
                           out_dtype);
+  if (!kernel.m) refuse(OP, name + " is no kernel for packed weights");
+  const Operands operands(OP, x, ids, weights, name, out_dtype);
+  const int64_t hidden = x.size(1);
   const ScalarType dtype = x.scalar_type();
-  if (name.compare(0, std::strlen(name_of(dtype)), name_of(dtype)) != 0)
-    refuse(OP, "x is " + std::string(name_of(dtype)) + "; the kernel is for " + name);
-  if (x.dim() != 2) refuse(OP, "x has rank " + std::to_string(x.dim()) + "; pass [T, H]");
-  const int64_t tokens = x.size(0), hidden = x.size(1);
-  if (ids.dim() != 2 || ids.size(0) != tokens || !has_sizes(weights, {tokens, ids.size(1)}))
-    refuse(OP, "expert_ids and expert_weights do not fit x; pass [T, K] both");
-
   const bool separate = layout == "separate", halves = layout == "concatenated", turns = layout == "interleaved";
   const Packed up_all("up", std::move(up), kernel, halves || turns ? 2 * width : width, hidden, dtype, up_bias);
   const Packed down_all("down", std::move(down), kernel, hidden, width, dtype, down_bias);
@@ -102,25 +97,14 @@ static Tensor run(Tensor x, Tensor ids, Tensor weights, Tensors gate, Tensors up
   if (down_all.experts() != up_all.experts() || (separate && gate_all->experts() != up_all.experts()))
     refuse(OP, "up, down and gate have different numbers of experts");
 
-  Arguments a;
-  x = x.stride(1) == 1 ? x : in_one_piece(x);
-  ids = in_one_piece(ids.scalar_type() == ScalarType::Int ? ids : as(ids, ScalarType::Long));
-  weights = in_one_piece(weights.scalar_type() == ScalarType::BFloat16 ? weights : as(weights, ScalarType::Float));
-  const Tensor out = empty(tokens, hidden, out_dtype == ScalarType::BFloat16 ? out_dtype : ScalarType::Float);
-  a.x = x.const_data_ptr(), a.ids = ids.const_data_ptr(), a.weights = weights.const_data_ptr();
-  a.out = out.mutable_data_ptr(), a.x_stride = x.stride(0);
-  a.tokens = tokens, a.top_k = ids.size(1), a.experts = up_all.experts(), a.hidden = hidden;
-  a.ids_are_int64 = ids.scalar_type() == ScalarType::Long;
-  a.weights_are_bf16 = weights.scalar_type() == ScalarType::BFloat16;
-  a.out_is_bf16 = out.scalar_type() == ScalarType::BFloat16;
-  a.threads = threads_for(tokens * a.top_k * hidden * width);
+  auto a = operands.arguments<packed::Arguments>(up_all.experts(), width);
   a.down = down_all.matrix(0, hidden);
   // Storage has all gate rows before all up rows; the bias of interleaved ones alternates.
   a.gate = separate ? gate_all->matrix(0, width) : up_all.matrix(0, width, 0, turns ? 2 : 1);
   a.up = turns ? up_all.matrix(width, width, 1, 2) : halves ? up_all.matrix(width, width, width)
                                                             : up_all.matrix(0, width);
   if (kernel.run(&a)) throw std::bad_alloc();
-  return as(out, out_dtype);
+  return as(operands.out, out_dtype);
 }
 
 }  // namespace sparse_experts
