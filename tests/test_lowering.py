@@ -1,4 +1,4 @@
-"""Which form a block is lowered to: a kernel where there is one, gathered weights where the block had that form and it pays.
+"""Which form a block is lowered to: a kernel, or gathered weights where the block had that form and it pays.
 
 Most blocks here are float64, for which there is no kernel.
 """
@@ -104,7 +104,9 @@ GATHERED = ["samoyeds.experts_gathered.default"]
     ],
 )
 def test_separate_matrices_and_weightings(separate, weighting, expected):
-    args = operands(0, 1, 2, 16, 16, 24, "separate", "out_in", True, torch.float64, separate=separate, weighting=weighting)
+    args = operands(
+        0, 1, 2, 16, 16, 24, "separate", "out_in", True, torch.float64, separate=separate, weighting=weighting
+    )
     args = (*args, torch.float64, None)
     with torch.no_grad():
         module, inputs, ops = lowered_call(torch.ops.samoyeds.moe_experts.default, args)

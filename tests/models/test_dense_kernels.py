@@ -1,4 +1,4 @@
-"""Families of transformers with dense weights through ``torch.compile``: in inference their blocks run as one kernel."""
+"""Families of transformers with dense weights through ``torch.compile``: one kernel a block in inference."""
 
 import pytest
 import torch

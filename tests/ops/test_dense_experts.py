@@ -147,7 +147,15 @@ def test_columns_that_are_contiguous_take_the_other_way() -> None:
 def test_routings_dtypes_and_strides() -> None:
     args = operands(4, 30, 2, 4, 48, 32, "concatenated", "out_in", True)
     one, nobody, twice = torch.full((30, 2), 3), torch.full((30, 2), -1), torch.arange(30)[:, None].expand(30, 2) % 4
-    for ids in (one, nobody, torch.full((30, 2), 4), twice, twice.int(), twice.to(torch.uint8), args[1].t().clone().t()):
+    for ids in (
+        one,
+        nobody,
+        torch.full((30, 2), 4),
+        twice,
+        twice.int(),
+        twice.to(torch.uint8),
+        args[1].t().clone().t(),
+    ):
         args[1] = ids
         assert error(composite(args, torch.float32), expected_of(args)) <= 1e-6
     strided = (

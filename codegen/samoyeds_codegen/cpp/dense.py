@@ -31,8 +31,8 @@ class _Arguments(ctypes.Structure):
     """``Arguments`` of ``templates/plan.h``, with matrices of the other kind."""
 
     _fields_ = tuple(
-        (name, _Matrix if kind is packed._Matrix else kind) for name, kind in packed._Arguments._fields_
-    )  # fmt: skip
+        (field[0], _Matrix if field[1] is packed._Matrix else field[1]) for field in packed._Arguments._fields_
+    )
 
 
 @dataclass(frozen=True)

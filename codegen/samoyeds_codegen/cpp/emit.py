@@ -26,7 +26,14 @@ def emit(spec: ExpertsSpec | DenseExpertsSpec, isa: Isa) -> str:
         kernels = ["packed.h", isa.header, "plan.h", "epilogue.h", "dot.h", f"{isa.many}.h"]
     else:
         constants, many = [f"constexpr int DOT_TOKENS = {isa.dense_dot_tokens};"], _DENSE[isa.many]
-        kernels = [isa.header, "dense.h", "plan.h", "epilogue.h", "dense_dot.h", f"dense_{many.removeprefix('dense_')}.h"]
+        kernels = [
+            isa.header,
+            "dense.h",
+            "plan.h",
+            "epilogue.h",
+            "dense_dot.h",
+            f"dense_{many.removeprefix('dense_')}.h",
+        ]
     parts = [
         f"// Samoyeds experts: {spec}, for {isa.name}. Generated, do not edit.",
         "\n".join(f"#include <{name}>" for name in includes),
