@@ -13,6 +13,7 @@ from samoyeds_codegen.errors import UnsupportedSpecError
 from samoyeds_codegen.expr import ExpressionError
 
 SPEC = ExpertsSpec("bfloat16", 1, 2, 32, 1, "silu(clamp(gate, None, 7.0)) * up", True)
+DENSE = DenseExpertsSpec("bfloat16", SPEC.activation, True)
 EXPECTED = Path(__file__).parents[1] / "expected" / "experts_portable.cpp.expected"
 
 
@@ -42,6 +43,15 @@ def test_names_of_specifications() -> None:
         assert type(spec).named(spec.name) == spec
 
 
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+def test_dense(isa) -> None:
+    text = emit(DENSE, isa)
+    assert text.startswith(f"// Samoyeds experts: bfloat16 {SPEC.activation}, for {isa.name}.")
+    assert "return (silu(at_most(gate, 7.0f)) * up);" in text
+    assert max(map(len, text.splitlines())) <= 120
+    assert ("namespace many = dense_amx;" in text) == (isa == AMX) and "metadata" not in text
+
+
 def test_flags() -> None:
     assert PORTABLE.flags == () and AVX2.flags == ("-mavx2", "-mfma")
     assert {"-mavx512f", "-mavx512vl"} <= set(AVX512.flags)
@@ -68,3 +78,18 @@ def test_refused(changes: dict, error: type[Exception]) -> None:
     fields = {"dtype": "float32", "n": 1, "m": 2, "vector": 32, "group": 1, "activation": "gate * up", "gated": True}
     with pytest.raises(error):
         ExpertsSpec(**fields | changes)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        (("float64", "gate * up", True), UnsupportedSpecError),
+        (("float32", "silu(x)", True), UnsupportedSpecError),
+        (("float32", "gate * up", False), UnsupportedSpecError),
+        (("float32", "to(x, 'float16')", False), UnsupportedSpecError),
+        (("float32", "open(x)", False), ExpressionError),
+    ],
+)
+def test_refused_dense(fields: tuple, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        DenseExpertsSpec(*fields)

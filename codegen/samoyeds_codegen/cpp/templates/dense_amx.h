@@ -1,8 +1,8 @@
-// Many tokens an expert, dense bfloat16 weights, on the matrix unit: 16 output rows times 16 tokens, 32 columns at a time.
+// Many tokens an expert, dense bfloat16 weights, on the matrix unit: 16 rows times 16 tokens, 32 columns at a time.
 //
-// The first tokens read the weights where they lie, DEPTH chunks of the rows at hand, and leave a copy for all others: rows
-// that are a power of two apart would drive each other out of the first cache. Tokens lie in tiles as the unit wants them: for 32 columns [16 pairs of columns, 16 tokens] of
-// two bf16.
+// The first tokens read the weights where they lie, DEPTH chunks of the rows at hand, and leave a copy for the others:
+// rows that are a power of two apart would drive each other out of the first cache. Tokens lie in tiles as the unit
+// wants them: for 32 columns [16 pairs of columns, 16 tokens] of two bf16.
 
 namespace dense_amx {
 
@@ -11,6 +11,7 @@ constexpr int COLUMNS = 32;  // of a chunk
 constexpr int TILE = 1024;   // bytes of a chunk, of weights and of tokens
 constexpr int DEPTH = 8;
 constexpr int MOST = 32;     // tiles whose sums are kept at a time
+constexpr int PANELS = 4;    // of rows that go over the tiles together, in pairs, so that these are read less often
 
 struct Configuration {
   uint8_t palette = 1, start = 0, reserved[14] = {};
@@ -58,21 +59,23 @@ static inline void copy(const Panel& w, int64_t column, int64_t chunks, int64_t 
   }
 }
 
-// Sums of P panels and Q tiles, y[q][p][row][token], over some chunks; `fresh` starts them at zero. What was read is kept
-// in `copies`, unless they are null.
+using Sums = float[PANELS][PANEL * WIDTH];  // of a tile, each [PANEL, tokens]
+
+// Sums of P panels and Q tiles, y[q * PANELS + p], over some chunks; `fresh` starts them at zero. KEEP leaves what was
+// read in `copies`.
 template <int P, int Q, bool KEEP>
 static inline void block(const Rows<P>& w, int64_t chunks, const char* x, int64_t stride, bool fresh, Piece* copies,
-                         float (*y)[2][PANEL * WIDTH]) {
+                         float (*y)[PANEL * WIDTH]) {
   if (fresh) {
     _tile_zero(0);
     if (P > 1) _tile_zero(1);
     if (Q > 1) _tile_zero(2);
     if (P > 1 && Q > 1) _tile_zero(3);
   } else {
-    _tile_loadd(0, y[0][0], 64);
-    if (P > 1) _tile_loadd(1, y[0][1], 64);
-    if (Q > 1) _tile_loadd(2, y[Q - 1][0], 64);
-    if (P > 1 && Q > 1) _tile_loadd(3, y[Q - 1][1], 64);
+    _tile_loadd(0, y[0], 64);
+    if (P > 1) _tile_loadd(1, y[1], 64);
+    if (Q > 1) _tile_loadd(2, y[(Q - 1) * PANELS], 64);
+    if (P > 1 && Q > 1) _tile_loadd(3, y[(Q - 1) * PANELS + 1], 64);
   }
   for (int64_t c = 0; c < chunks; ++c) {
     _tile_loadd(4, w.first[0] + c * w.chunk_bytes, w.row_bytes);
@@ -90,34 +93,36 @@ static inline void block(const Rows<P>& w, int64_t chunks, const char* x, int64_
       if (P > 1) _tile_dpbf16ps(3, 5, 7);
     }
   }
-  _tile_stored(0, y[0][0], 64);
-  if (P > 1) _tile_stored(1, y[0][1], 64);
-  if (Q > 1) _tile_stored(2, y[Q - 1][0], 64);
-  if (P > 1 && Q > 1) _tile_stored(3, y[Q - 1][1], 64);
+  _tile_stored(0, y[0], 64);
+  if (P > 1) _tile_stored(1, y[1], 64);
+  if (Q > 1) _tile_stored(2, y[(Q - 1) * PANELS], 64);
+  if (P > 1 && Q > 1) _tile_stored(3, y[(Q - 1) * PANELS + 1], 64);
 }
 
-// y[tile][p][row][token] = rows of P panels times tokens of tiles, at most MOST of them, stride bytes apart.
+// The same for chunks from a column on, of all tiles.
 template <int P>
-static void multiply(const Panel* w, int64_t cols, const char* x, int64_t stride, int64_t tiles,
-                     float (*y)[2][PANEL * WIDTH]) {
-  alignas(64) Piece copies[P];
+static void sweep(const Panel* w, int64_t cols, int64_t column, const char* x, int64_t stride, int64_t tiles,
+                  Piece* copies, float (*y)[PANEL * WIDTH]) {
+  const int64_t chunks = std::min<int64_t>(DEPTH, ceil_div(cols - column, COLUMNS));
+  const bool direct = column + chunks * COLUMNS <= cols && w[0].whole() && w[P - 1].whole();
   const Rows<P> copied(copies);
-  for (int64_t column = 0; column < cols; column += DEPTH * COLUMNS) {
-    const int64_t chunks = std::min<int64_t>(DEPTH, ceil_div(cols - column, COLUMNS));
-    const bool direct = column + chunks * COLUMNS <= cols && w[0].whole() && w[P - 1].whole();
-    for (int p = 0; p < P && !direct; ++p) copy(w[p], column, chunks, cols, copies[p]);
-    for (int64_t t = 0; t < tiles; t += 2) {
-      const bool pair = t + 1 < tiles, keep = direct && t == 0 && tiles > 2;
-      const auto kernel = !pair ? block<P, 1, false> : keep ? block<P, 2, true> : block<P, 2, false>;
-      kernel(direct && t == 0 ? Rows<P>(w, column) : copied, chunks, x + t * stride + column / COLUMNS * TILE, stride,
-             column == 0, copies, y + t);
-    }
+  for (int p = 0; p < P && !direct; ++p) copy(w[p], column, chunks, cols, copies[p]);
+  for (int64_t t = 0; t < tiles; t += 2) {
+    const bool pair = t + 1 < tiles, keep = direct && t == 0 && tiles > 2;
+    const auto kernel = !pair ? block<P, 1, false> : keep ? block<P, 2, true> : block<P, 2, false>;
+    kernel(direct && t == 0 ? Rows<P>(w, column) : copied, chunks, x + t * stride + column / COLUMNS * TILE, stride,
+           column == 0, copies, y + t * PANELS);
   }
 }
 
-static void multiply(const Panel* w, int panels, int64_t cols, const char* x, int64_t stride,
-                     int64_t tiles, float (*y)[2][PANEL * WIDTH]) {
-  panels == 1 ? multiply<1>(w, cols, x, stride, tiles, y) : multiply<2>(w, cols, x, stride, tiles, y);
+// y[tile][p] = rows of some panels times tokens of tiles, at most MOST of them, stride bytes apart.
+static void multiply(const Panel* w, int panels, int64_t cols, const char* x, int64_t stride, int64_t tiles, Sums* y) {
+  alignas(64) Piece copies[2];
+  for (int64_t column = 0; column < cols; column += DEPTH * COLUMNS)
+    for (int p = 0; p < panels; p += 2) {
+      const auto kernel = p + 1 < panels ? sweep<2> : sweep<1>;
+      kernel(w + p, cols, column, x, stride, tiles, copies, y[0] + p);
+    }
 }
 
 static int64_t tiles(const Group& g) { return ceil_div(g.count, WIDTH); }
@@ -151,20 +156,30 @@ static inline void store_pairs(const float* h, char* out) {
 
 // Features of panels first to last of h.
 static void up(const Arguments& a, const Group& g, int64_t first, int64_t last) {
+  constexpr int each = GATED ? 2 : 1;
   const Unit unit;
-  alignas(64) float y[MOST][2][PANEL * WIDTH], h[PANEL * WIDTH];
+  alignas(64) Sums y[MOST];
+  alignas(64) float h[PANEL * WIDTH];
   const int64_t in = tile_bytes(a.up), out = tile_bytes(a.down);
-  for (int64_t panel = first; panel < last; ++panel) {
-    const Panel w[2] = {Panel(a.up, g.expert, panel), Panel(a.gate, g.expert, panel)};
+  for (int64_t panel = first; panel < last; panel += PANELS / each) {
+    const int64_t stop = std::min<int64_t>(panel + PANELS / each, last);
+    Panel w[PANELS];
+    for (int64_t p = panel; p < stop; ++p) {
+      w[(p - panel) * each] = Panel(a.up, g.expert, p);
+      if (GATED) w[(p - panel) * each + 1] = Panel(a.gate, g.expert, p);
+    }
     for (int64_t begin = 0; begin < tiles(g); begin += MOST) {
       const int64_t count = std::min<int64_t>(MOST, tiles(g) - begin);
-      multiply(w, GATED ? 2 : 1, a.up.cols, g.x + begin * in, in, count, y);
+      multiply(w, int(stop - panel) * each, a.up.cols, g.x + begin * in, in, count, y);
       for (int64_t t = 0; t < count; ++t) {
         char* tile = g.h + (begin + t) * out;
-        activate_panel(a, g.expert, panel, WIDTH, y[t][1], y[t][0], h);
-        store_pairs(h, tile + panel * TILE / 2);
-        const int64_t filled = (panel + 1) * TILE / 2;
-        if (panel + 1 == a.up.panels()) std::memset(tile + filled, 0, size_t(out - filled));
+        for (int64_t p = panel; p < stop; ++p) {
+          float* sums = y[t][(p - panel) * each];
+          activate_panel(a, g.expert, p, WIDTH, sums + PANEL * WIDTH, sums, h);
+          store_pairs(h, tile + p * TILE / 2);
+        }
+        const int64_t filled = stop * TILE / 2;
+        if (stop == a.up.panels()) std::memset(tile + filled, 0, size_t(out - filled));
       }
     }
   }
@@ -173,18 +188,18 @@ static void up(const Arguments& a, const Group& g, int64_t first, int64_t last) 
 // Adds what the expert gives for rows of panels first to last of out, [T, H].
 static void down(const Arguments& a, const Group& g, int64_t first, int64_t last, float* out) {
   const Unit unit;
-  alignas(64) float y[MOST][2][PANEL * WIDTH];
+  alignas(64) Sums y[MOST];
   const int64_t stride = tile_bytes(a.down);
-  for (int64_t panel = first; panel < last; panel += 2) {
-    const int panels = panel + 1 < last ? 2 : 1;
-    const Panel w[2] = {Panel(a.down, g.expert, panel), Panel(a.down, g.expert, panel + panels - 1)};
+  for (int64_t panel = first; panel < last; panel += PANELS) {
+    const int64_t stop = std::min(panel + PANELS, last);
+    Panel w[PANELS];
+    for (int64_t p = panel; p < stop; ++p) w[p - panel] = Panel(a.down, g.expert, p);
     for (int64_t begin = 0; begin < tiles(g); begin += MOST) {
       const int64_t count = std::min<int64_t>(MOST, tiles(g) - begin);
-      multiply(w, panels, a.down.cols, g.h + begin * stride, stride, count, y);
-      for (int64_t t = 0; t < count * panels; ++t) {
-        const int64_t slot = (begin + t / panels) * WIDTH, p = t % panels;
-        accumulate_tile(a, g, slot, panel + p, WIDTH, y[t / panels][p], out);
-      }
+      multiply(w, int(stop - panel), a.down.cols, g.h + begin * stride, stride, count, y);
+      for (int64_t t = 0; t < count; ++t)
+        for (int64_t p = panel; p < stop; ++p)
+          accumulate_tile(a, g, (begin + t) * WIDTH, p, WIDTH, y[t][p - panel], out);
     }
   }
 }

@@ -1,7 +1,7 @@
 // Few tokens an expert, dense weights: lanes are columns, and several rows are read side by side.
 //
-// Memory gives more to several streams than to one, so up to eight rows go together, and what each of them needs next is
-// fetched ahead, across the end of the row. The weights are read from memory once; tokens past TOKENS find them in a
+// Memory gives more to several streams than to one, so up to eight rows go together, and what each of them needs next
+// is fetched ahead, across the end of the row. The weights are read from memory once; tokens past TOKENS find them in a
 // cache.
 
 namespace dot {

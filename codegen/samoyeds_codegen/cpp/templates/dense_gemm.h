@@ -1,4 +1,4 @@
-// Many tokens an expert, dense weights: lanes are tokens, and each weight is multiplied with a row of a transposed tile.
+// Many tokens an expert, dense weights: lanes are tokens; each weight is multiplied with a row of a transposed tile.
 //
 // A tile is [columns, tokens], its sums are [rows, tokens]. DEPTH columns of the rows at hand are copied as floats into
 // the first cache, and all tiles go over them. Each such piece is summed on its own, which keeps errors small.
@@ -41,8 +41,8 @@ static void copy(const Panel& w, int64_t first, int64_t depth, Piece& out) {
   }
 }
 
-// Adds HEIGHT rows of a piece times a tile to out. Meanwhile the same columns of the rows `ahead` are fetched, and of the
-// tokens that come next, `soon`, as much as is this block's share.
+// Adds HEIGHT rows of a piece times a tile to out. Meanwhile the same columns of the rows `ahead` are fetched, and of
+// the tokens that come next, `soon`, as much as is this block's share.
 template <int NT>
 static inline void block(const float (*w)[DEPTH], const Weight* const* ahead, int64_t depth, const float* x,
                          const float* soon, float* out) {
@@ -113,7 +113,8 @@ static void multiply(const Strip& w, const Matrix& of, const Group& g, char* x, 
       const bool turn = t + 1 == end;
       const Tile other(g.count, turn ? begin : t + 1);
       const float* soon = other.in(x, of.cols) + (turn ? first + DEPTH : first) * other.width;
-      const auto times = tile.width == LANES ? panel_times<1> : tile.width == 2 * LANES ? panel_times<2> : panel_times<3>;
+      const int64_t vectors = tile.width / LANES;
+      const auto times = vectors == 1 ? panel_times<1> : vectors == 2 ? panel_times<2> : panel_times<3>;
       for (int p = 0; p < w.count; ++p)
         times(piece[p], ahead[p], depth, tile.in(x, of.cols) + first * tile.width,
               soon + p * depth * tile.width / PANELS, y[t - begin][p]);
@@ -130,7 +131,8 @@ static void gather(const Arguments& a, const Group& g, int64_t number) {
   for (int64_t block = 0; block < a.hidden; block += 16)  // sixteen floats are a cache line
     for (int64_t t = 0; t < tokens; ++t) {
       const Weight* row = a.x + g.slots[tile.slot + t].token * a.x_stride;
-      for (int64_t c = block; c < std::min<int64_t>(block + 16, a.hidden); ++c) x[c * tile.width + t] = to_float(row[c]);
+      const int64_t end = std::min<int64_t>(block + 16, a.hidden);
+      for (int64_t c = block; c < end; ++c) x[c * tile.width + t] = to_float(row[c]);
     }
 }
 
