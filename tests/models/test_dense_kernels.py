@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from samoyeds_codegen.cpp.dense import dense_experts_kernel
+from samoyeds_codegen.cpp.kernel import experts_kernel
 from samoyeds_compile import Report
 from tests.sparsity.experts_models import build, logits
 
@@ -95,7 +95,7 @@ def test_with_gradients_there_is_no_kernel() -> None:
 def test_without_a_compiler_the_report_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = block(torch.float32), torch.randn(1, 5, 48)
     monkeypatch.setenv("CXX", "no-such-compiler")
-    dense_experts_kernel.cache_clear()
+    experts_kernel.cache_clear()
     fast, report = compiled(model)
     with torch.no_grad():
         torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
