@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import fx
 
 from samoyeds_compile.options import Options
@@ -121,7 +122,7 @@ def optimize(
         sound = steps.run("validate", keep_sound, matches, options)
         if sound:
             steps.run("rewrite", rewrite_blocks, sound, edits=True)
-            if options.fuse_routers:
+            if options.fuse_routers or (options.fuse_routers is None and not torch.is_grad_enabled()):
                 steps.run("routers", fuse_routers, sound, options, edits=True)
         if any(block.rewritten for block in steps.report.blocks):  # integrations write canonical ops themselves
             steps.report.kernels = steps.run("lower", lower_blocks, gm, edits=True)
@@ -177,11 +178,11 @@ def fuse_routers(matches: Sequence[Match], options: Options) -> None:
     """Replace the routers of rewritten blocks by one op each, where they are recognised."""
     from samoyeds_compile.routers import driver
 
-    driver.fuse_routers(matches, options.validate)
+    driver.fuse_routers(matches, options.validate, everywhere=options.fuse_routers is True)
 
 
 def lower_blocks(gm: fx.GraphModule) -> list[str]:
-    """Lower every canonical op to its stages or a kernel; says how blocks with packed weights are computed."""
+    """Lower every canonical op to its stages or a kernel; says how each block is computed."""
     from samoyeds_compile.graph.values import graph_modules
     from samoyeds_compile.lower.stages import lower_experts
 

@@ -31,7 +31,8 @@ class Options:
         mode: an Inductor mode (``default``, ``reduce-overhead``, ``max-autotune``, ...), as ``mode=`` passes it.
         rewrite: False hands the graph to the base as it came; blocks are still found and reported.
         validate: check each rewrite of a new structure against the original on small random inputs.
-        fuse_routers: replace the routers in front of rewritten blocks by one op each, where they are recognised.
+        fuse_routers: replace the routers in front of rewritten blocks by one op each, where they are recognised; None:
+            in inference on a CPU, where that op is C++.
         disable: names of families that must not match, comma separated in the environment.
         capture: let Dynamo trace ``nonzero``, ``x[mask]`` and ``tolist()`` where that makes a block rewritable (see
             `samoyeds_compile.capture`); other code is traced as it is without us. False: Dynamo's own settings decide.
@@ -49,7 +50,7 @@ class Options:
     mode: str = "default"
     rewrite: bool = True
     validate: bool = True
-    fuse_routers: bool = False
+    fuse_routers: bool | None = None
     disable: tuple[str, ...] = ()
     capture: bool = True
     dump: Path | None = None

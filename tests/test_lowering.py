@@ -1,4 +1,7 @@
-"""Which form a block is lowered to: gathered weights only where the block had that form and it pays."""
+"""Which form a block is lowered to: a kernel, or gathered weights where the block had that form and it pays.
+
+Most blocks here are float64, for which there is no kernel.
+"""
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ from tests.blocks import Block
 from tests.ops.operands import operands
 
 
-def lowered_ops(style, tokens, grad=False, dynamic=False):
+def lowered_ops(style, tokens, grad=False, dynamic=False, dtype=torch.float64):
     found = []
 
     def backend(gm, example_inputs):
@@ -25,7 +28,7 @@ def lowered_ops(style, tokens, grad=False, dynamic=False):
         found.extend(str(n.target) for n in gm.graph.nodes if "samoyeds" in str(n.target))
         return gm.forward
 
-    model, x = Block(style, experts=16), torch.randn(tokens, 16)
+    model, x = Block(style, experts=16).to(dtype), torch.randn(tokens, 16, dtype=dtype)
     with torch.set_grad_enabled(grad):
         torch.testing.assert_close(torch.compile(model, backend=backend, dynamic=dynamic)(x), model(x))
     return found
@@ -45,6 +48,14 @@ def test_form(style, tokens, grad, dynamic, gathered):
     ops = lowered_ops(style, tokens, grad, dynamic)
     assert ("samoyeds.experts_gathered.default" in ops) == gathered
     assert ("samoyeds.expert_up.default" in ops) != gathered
+
+
+@pytest.mark.parametrize("style", ["gathered", "grouped"])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_kernel(style, dynamic):
+    """One op for the whole block, for all numbers of tokens, but only without gradients."""
+    assert lowered_ops(style, 4, False, dynamic, torch.float32) == ["samoyeds.experts_dense.default"]
+    assert "samoyeds.expert_up.default" in lowered_ops(style, 4, True, dynamic, torch.float32)
 
 
 def test_more_tokens_never_turn_the_choice_back():
@@ -93,8 +104,10 @@ GATHERED = ["samoyeds.experts_gathered.default"]
     ],
 )
 def test_separate_matrices_and_weightings(separate, weighting, expected):
-    args = operands(0, 1, 2, 16, 16, 24, "separate", "out_in", True, separate=separate, weighting=weighting)
-    args = (*args, torch.float32, None)
+    args = operands(
+        0, 1, 2, 16, 16, 24, "separate", "out_in", True, torch.float64, separate=separate, weighting=weighting
+    )
+    args = (*args, torch.float64, None)
     with torch.no_grad():
         module, inputs, ops = lowered_call(torch.ops.samoyeds.moe_experts.default, args)
         assert ops == expected

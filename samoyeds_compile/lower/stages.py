@@ -1,6 +1,7 @@
 """``samoyeds::moe_experts`` -> ``route``, ``expert_up``, ``expert_down``: the edges between stages become visible.
 
-Or ``experts_packed`` where a kernel reads the packed weights, or ``experts_gathered`` (see `choose`).
+Or ``experts_packed`` or ``experts_dense`` where one kernel computes the block (see `kernels`), or ``experts_gathered``
+(see `choose`).
 """
 
 from __future__ import annotations
@@ -12,24 +13,24 @@ from torch import fx
 
 from samoyeds_compile.graph.edit import copy_origin, fill_examples, nodes_between
 from samoyeds_compile.lower.choose import prefers_gathered
-from samoyeds_compile.lower.packed import PackedChoice, choose_packed
+from samoyeds_compile.lower.kernels import KernelChoice, choose_kernel
 from samoyeds_compile.ops.operands import is_stack, num_experts
 from samoyeds_compile.rewrite import FAMILY, emit_plan
 
 
-def lower_experts(module: fx.GraphModule) -> list[PackedChoice]:
-    """Lower every canonical op of one GraphModule in place; returns what became of those with packed weights."""
+def lower_experts(module: fx.GraphModule) -> list[KernelChoice]:
+    """Lower every canonical op of one GraphModule in place; returns how each is computed."""
     canonical = torch.ops.samoyeds.moe_experts.default
     found = module.graph.find_nodes(op="call_function", target=canonical)
-    return [choice for node in found if (choice := _lower(module.graph, node)) is not None]
+    return [_lower(module.graph, node) for node in found]
 
 
-def _lower(graph: fx.Graph, node: fx.Node) -> PackedChoice | None:
-    last, packed = node.prev, _choose_packed(node)
+def _lower(graph: fx.Graph, node: fx.Node) -> KernelChoice:
+    last, choice = node.prev, _choose_kernel(node)
     with graph.inserting_before(node):
-        if packed is not None and packed.kernel is not None:
-            out = graph.call_function(torch.ops.samoyeds.experts_packed.default, node.args)
-        elif packed is None and _prefers_gathered(node):
+        if choice.op is not None:
+            out = graph.call_function(choice.op, node.args)
+        elif not choice.packed and _prefers_gathered(node):
             out = graph.call_function(torch.ops.samoyeds.experts_gathered.default, node.args)
         else:
             out = _emit_stages(graph, node)
@@ -41,7 +42,7 @@ def _lower(graph: fx.Graph, node: fx.Node) -> PackedChoice | None:
     fill_examples(added)
     node.replace_all_uses_with(out)
     graph.erase_node(node)
-    return packed
+    return choice
 
 
 def _emit_stages(graph: fx.Graph, node: fx.Node) -> fx.Node:
@@ -58,10 +59,10 @@ def _emit_stages(graph: fx.Graph, node: fx.Node) -> fx.Node:
         h, *plan, down, down_bias, after, weight_layout, compute_dtype, out_dtype))  # fmt: skip
 
 
-def _choose_packed(node: fx.Node) -> PackedChoice | None:
+def _choose_kernel(node: fx.Node) -> KernelChoice:
     gate, up, down = map(_examples, node.args[3:6])
     activation, gate_up_layout, weight_layout, weighting, compute_dtype = node.args[9:14]
-    return choose_packed(gate, up, down, activation, gate_up_layout, weight_layout, weighting, compute_dtype)
+    return choose_kernel(gate, up, down, activation, gate_up_layout, weight_layout, weighting, compute_dtype)
 
 
 def _prefers_gathered(node: fx.Node) -> bool:

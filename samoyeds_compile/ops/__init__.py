@@ -2,17 +2,19 @@
 
 Canonical: `moe_experts`; `experts_batched` for rows that are already dispatched; `router`. Stages: `route`,
 `expert_up`, `expert_down` (`expert_project` and `combine`). Building blocks: `expert_linear`, `packed`,
-`sparse_experts`.
+`sparse_experts`, `dense_experts`.
 Importing this package registers them all. ``T`` tokens, ``K`` experts a token, ``S = T * K`` slots (a token at one of
 its experts), ``E`` experts, ``C`` rows an expert, ``H`` hidden size, ``I`` expert width; a name such as ``x_TH`` says
 the shape, and of a list of weights (see `operands`) what it is as a stack.
 """
 
 from samoyeds_compile.ops import (
+    dense_experts,
     expert_down,
     expert_linear,
     expert_up,
     experts_batched,
+    experts_dense,
     experts_gathered,
     experts_packed,
     moe_experts,
@@ -23,10 +25,12 @@ from samoyeds_compile.ops import (
 )
 
 __all__ = [
+    "dense_experts",
     "expert_down",
     "expert_linear",
     "expert_up",
     "experts_batched",
+    "experts_dense",
     "experts_gathered",
     "experts_packed",
     "moe_experts",

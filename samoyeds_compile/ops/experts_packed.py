@@ -59,7 +59,7 @@ def experts_packed(
     return torch.ops.samoyeds.sparse_experts(  # type: ignore[no-any-return]
         x_TH.to(compute_dtype), expert_ids_TK, expert_weights_TK, *map(_storage, (gate_E, up_E, down_E)),
         *(_bias(bias, rows, compute_dtype) for bias, rows in zip(biases, rows_of_biases, strict=True)),
-        spec.n, spec.m, spec.vector, spec.group, width, activation, gate_up_layout,
+        spec.name, width, gate_up_layout,
         out_dtype or torch.promote_types(compute_dtype, expert_weights_TK.dtype),
     )  # fmt: skip
 

@@ -7,16 +7,22 @@ instead of a scatter), which yields the same booleans.
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from samoyeds_compile.ops.library import bad_operand, define_composite
+from samoyeds_codegen.cpp.ops import has_ops_library
+from samoyeds_compile.ops.library import bad_operand, define_composite, define_opaque
 
 SCORINGS = ("softmax", "sigmoid")
 ORDERS = ("score_then_topk", "topk_then_score")
 WEIGHTS_FROM = ("choice", "scores")
 RENORMALISE = ("none", "sum", "clamped_sum")
 GROUP_SCORES = ("top2_sum", "max")
+DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16))
+"""That the op in C++ reads and writes."""
 
 
 def router(
@@ -74,6 +80,68 @@ def router(
     """
     _check(logits_TE, correction_bias_E, top_k, n_group, topk_group, group_score)
     _check_names(scoring, order, weights_from, renormalise, group_score)
+    attributes = (scoring, order, top_k, sorted, weights_from, renormalise, epsilon, scale, n_group, topk_group,
+                  group_score, group_sorted, masked_score, score_dtype, out_dtype)  # fmt: skip
+    if not runs_as_one_op(logits_TE, correction_bias_E, score_dtype, out_dtype):
+        return _in_aten(logits_TE, correction_bias_E, *attributes)
+    how = " ".join(str(attribute).removeprefix("torch.") for attribute in attributes)
+    return torch.ops.samoyeds.choose_experts(logits_TE, correction_bias_E, how)  # type: ignore[no-any-return]
+
+
+def runs_as_one_op(
+    logits_TE: Tensor,
+    correction_bias_E: Tensor | None,
+    score_dtype: torch.dtype | None,
+    out_dtype: torch.dtype | None,
+) -> bool:
+    """Whether ``samoyeds::choose_experts`` computes a router: in inference on a CPU, where it is C++."""
+    tensors = [logits_TE] if correction_bias_E is None else [logits_TE, correction_bias_E]
+    if any(t.device.type != "cpu" or (t.requires_grad and torch.is_grad_enabled()) for t in tensors):
+        return False
+    dtypes = {*(t.dtype for t in tensors), score_dtype, out_dtype} - {None}
+    return dtypes <= DTYPES and not torch.is_autocast_enabled("cpu") and has_ops_library()
+
+
+def choose_experts(logits_TE: Tensor, correction_bias_E: Tensor | None, how: str) -> tuple[Tensor, Tensor]:
+    """`router` as one op, for inference; on a CPU it is C++ (`samoyeds_codegen.cpp.ops`), and equal bit for bit.
+
+    Args:
+        logits_TE, correction_bias_E: as of `router`.
+        how: its other operands as words: one text, as each argument of an op takes time in each call.
+    """
+    return _in_aten(logits_TE, correction_bias_E, *map(_value, how.split(" ")))
+
+
+def _value(word: str) -> Any:
+    """A name, a number, a truth, a dtype or None from its word."""
+    named = {"True": True, "False": False, "None": None, **{str(d).removeprefix("torch."): d for d in DTYPES}}
+    if word in named:
+        return named[word]
+    for number in (int, float):
+        with contextlib.suppress(ValueError):
+            return number(word)
+    return word
+
+
+def _in_aten(
+    logits_TE: Tensor,
+    correction_bias_E: Tensor | None,
+    scoring: str,
+    order: str,
+    top_k: int,
+    sorted: bool,
+    weights_from: str,
+    renormalise: str,
+    epsilon: float,
+    scale: float | None,
+    n_group: int,
+    topk_group: int,
+    group_score: str,
+    group_sorted: bool,
+    masked_score: float,
+    score_dtype: torch.dtype | None,
+    out_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor]:
     score_first = order == "score_then_topk"
     scores_TE = _score(logits_TE, scoring, score_dtype) if score_first else logits_TE
     choice_TE = scores_TE if correction_bias_E is None else scores_TE + correction_bias_E
@@ -157,3 +225,8 @@ OPERANDS = (
     "float masked_score, ScalarType? score_dtype, ScalarType? out_dtype"
 )
 define_composite(f"router({OPERANDS}) -> (Tensor, Tensor)", router)
+define_opaque(
+    "choose_experts(Tensor logits, Tensor? correction_bias, str how) -> (Tensor, Tensor)",
+    choose_experts,
+    choose_experts,
+)

@@ -1,16 +1,18 @@
-"""``samoyeds::sparse_experts``: the whole block in one kernel that reads packed weights, for inference on a CPU."""
+"""``samoyeds::sparse_experts``: the whole block in one kernel that reads packed weights, for inference on a CPU.
+
+The op on a CPU is C++ (`samoyeds_codegen.cpp.ops`), once that is loaded. What is here runs before, and where no
+kernel is loaded for the operands: it loads one, or unpacks the weights.
+"""
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from samoyeds_codegen.cpp.kernel import ExpertsKernel, PackedMatrix, experts_kernel
+from samoyeds_codegen.cpp.kernel import experts_kernel
 from samoyeds_codegen.cpp.spec import ExpertsSpec
 from samoyeds_codegen.errors import KernelError
 from samoyeds_compile.ops.expert_down import expert_down
@@ -22,8 +24,6 @@ from samoyeds_compile.sparsity.pack import packed_shapes
 from samoyeds_compile.sparsity.tensor import Form, PackedTensor
 
 logger = logging.getLogger(__name__)
-OUTPUTS = (torch.float32, torch.bfloat16)
-"""Dtypes that kernels write; others are made of float32."""
 
 
 def sparse_experts(
@@ -36,12 +36,8 @@ def sparse_experts(
     gate_bias_E: Tensor | None,
     up_bias_E: Tensor | None,
     down_bias_E: Tensor | None,
-    n: int,
-    m: int,
-    vector: int,
-    group: int,
+    kernel: str,
     width: int,
-    activation: str,
     gate_up_layout: str,
     out_dtype: torch.dtype,
 ) -> Tensor:
@@ -56,9 +52,8 @@ def sparse_experts(
         gate, up, down: canonical storage (see `PackedWeight`): values, metadata and, if n < m, selection; each as one
             stack [E, ...], or as a tensor for each expert, all values first. Gate only with layout ``separate``.
         gate_bias_E, up_bias_E, down_bias_E: [E, rows], in the dtype of the weights.
-        n, m, vector, group: the pattern, with 2:4 inside.
+        kernel: pattern, dtype and activation, as `ExpertsSpec.name` writes them.
         width: I.
-        activation: expression of `samoyeds_codegen.expr`.
         gate_up_layout: one of `operands.GATE_UP_LAYOUTS`. Storage has all gate rows before all up rows also if it is
             ``interleaved``; the bias alternates then.
         out_dtype: of the result.
@@ -69,67 +64,19 @@ def sparse_experts(
     Raises:
         OperandError: an operand does not fit the others.
     """
-    config = SparsityConfig(n, m, vector, group=group)
+    spec = ExpertsSpec.named(kernel)
+    config = SparsityConfig(spec.n, spec.m, spec.vector, group=spec.group)
     biases = (gate_bias_E, up_bias_E, down_bias_E)
     _check(x_TH, expert_ids_TK, expert_weights_TK, gate, up, down, biases, config, width, gate_up_layout)
-    spec = _spec(str(x_TH.dtype).removeprefix("torch."), n, m, vector, group, activation, gate_up_layout != "none")
     try:
-        kernel = experts_kernel(spec)
+        experts_kernel(spec)
     except KernelError as error:
         logger.warning("samoyeds::sparse_experts runs without a kernel: %s", error)
         return _without_kernel(x_TH, expert_ids_TK, expert_weights_TK, gate, up, down, gate_bias_E, up_bias_E,
-                               down_bias_E, config, width, activation, gate_up_layout, out_dtype)  # fmt: skip
-    return run_kernel(kernel, x_TH, expert_ids_TK, expert_weights_TK, gate, up, down, gate_bias_E, up_bias_E,
-                      down_bias_E, width, gate_up_layout, out_dtype)  # fmt: skip
-
-
-def run_kernel(
-    kernel: ExpertsKernel,
-    x_TH: Tensor,
-    expert_ids_TK: Tensor,
-    expert_weights_TK: Tensor,
-    gate: Sequence[Tensor],
-    up: Sequence[Tensor],
-    down: Sequence[Tensor],
-    gate_bias_E: Tensor | None,
-    up_bias_E: Tensor | None,
-    down_bias_E: Tensor | None,
-    width: int,
-    gate_up_layout: str,
-    out_dtype: torch.dtype,
-) -> Tensor:
-    """`sparse_experts` with a kernel at hand."""
-    spec, hidden = kernel.spec, x_TH.shape[1]
-    parts = 3 if spec.n < spec.m else 2
-    experts = _experts(up, parts)
-    down_ = _matrix(down, parts, 0, hidden, down_bias_E)
-    gate_, up_ = None, _matrix(up, parts, 0, width, up_bias_E)
-    if gate_up_layout == "separate":
-        gate_ = _matrix(gate, parts, 0, width, gate_bias_E)
-    elif gate_up_layout == "concatenated":
-        gate_, up_ = up_, _matrix(up, parts, width, width, up_bias_E, bias_first=width)
-    elif gate_up_layout == "interleaved":
-        gate_ = _matrix(up, parts, 0, width, up_bias_E, bias_step=2)
-        up_ = _matrix(up, parts, width, width, up_bias_E, bias_first=1, bias_step=2)
-    out_TH = x_TH.new_empty(x_TH.shape, dtype=out_dtype if out_dtype in OUTPUTS else torch.float32)
-    kernel(x_TH, expert_ids_TK, expert_weights_TK, gate_, up_, down_, experts, out_TH)
-    return out_TH.to(out_dtype)
-
-
-@functools.lru_cache(maxsize=256)
-def _spec(*fields: Any) -> ExpertsSpec:
-    """The specification; checking it takes longer than the smallest block, so each is checked once."""
-    return ExpertsSpec(*fields)
-
-
-def _matrix(
-    tensors: Sequence[Tensor], parts: int, first: int, rows: int, bias: Tensor | None, bias_first: int = 0,
-    bias_step: int = 1,
-) -> PackedMatrix:  # fmt: skip
-    values, metadata, *selection = _split([t.contiguous() for t in tensors], parts)
-    return PackedMatrix(
-        values, metadata, selection[0] if selection else [], first, rows,
-        None if bias is None else bias.contiguous(), bias_first, bias_step,
+                               down_bias_E, config, width, spec.activation, gate_up_layout, out_dtype)  # fmt: skip
+    return torch.ops.samoyeds.sparse_experts(  # type: ignore[no-any-return]
+        x_TH, expert_ids_TK, expert_weights_TK, gate, up, down, gate_bias_E, up_bias_E, down_bias_E, kernel,
+        width, gate_up_layout, out_dtype,
     )  # fmt: skip
 
 
@@ -215,7 +162,6 @@ def _check(
             raise bad_operand(op, f"{name}_bias", f"is {bias.dtype} {list(bias.shape)}", f"pass [{experts}, {out}]")
 
 
-@functools.lru_cache(maxsize=256)
 def _storage_shapes(experts: int, stacked: bool, rows: int, cols: int, config: SparsityConfig) -> list[tuple[int, ...]]:
     """Shapes of the flat list that holds a projection."""
     found = [shape for shape in packed_shapes(rows, cols, config).values() if shape is not None]
@@ -230,10 +176,10 @@ def _fake(
     return x_TH.new_empty(x_TH.shape, dtype=out_dtype)
 
 
-define_opaque(
-    "sparse_experts(Tensor x, Tensor expert_ids, Tensor expert_weights, Tensor[] gate, Tensor[] up, Tensor[] down, "
-    "Tensor? gate_bias, Tensor? up_bias, Tensor? down_bias, int n, int m, int vector, int group, int width, "
-    "str activation, str gate_up_layout, ScalarType out_dtype) -> Tensor",
-    sparse_experts,
-    _fake,
+_OPERANDS = (
+    "Tensor x, Tensor expert_ids, Tensor expert_weights, Tensor[] gate, Tensor[] up, Tensor[] down, Tensor? gate_bias, "
+    "Tensor? up_bias, Tensor? down_bias, str kernel, int width, str gate_up_layout, ScalarType out_dtype"
 )
+define_opaque(f"sparse_experts({_OPERANDS}) -> Tensor", sparse_experts, _fake)
+# What C++ calls if it has no kernel.
+define_opaque(f"sparse_experts_loading({_OPERANDS}) -> Tensor", sparse_experts, _fake)

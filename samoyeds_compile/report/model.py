@@ -79,7 +79,7 @@ class GraphReport:
         break_source: ``file:line`` of that break.
         discarded: why the graph is not in use and its frame was traced again (see `samoyeds_compile.capture`); such a
             graph is reported only for blocks that no later graph shows; empty normally.
-        kernels: how each block with packed weights is computed: by which kernel, or why by none.
+        kernels: how each block is computed: by which kernel, or why by none.
         problem: what went wrong inside the pipeline, so that the original graph was compiled; None normally.
         dump: folder with the dumped graphs, None if nothing was dumped.
     """

@@ -23,7 +23,7 @@ def render(report: Report) -> RenderableType:
     if report.graphs:
         parts.append(_steps(report))
     kernels = dict.fromkeys(kernel for graph in report.graphs for kernel in graph.kernels)
-    parts += [Text(f"packed weights: {kernel}") for kernel in kernels]
+    parts += [Text(f"experts: {kernel}") for kernel in kernels]
     parts += [Text(f"note: {note}") for note in report.notes]
     return Group(*parts)
 

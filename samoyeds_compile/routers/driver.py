@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from samoyeds_compile.graph.values import Value
 from samoyeds_compile.match.region import Decline, MoERegion, require
+from samoyeds_compile.ops.router import runs_as_one_op
 from samoyeds_compile.report.model import BlockReport
 from samoyeds_compile.routers.parts import SCORES, Choice, read_choice
 from samoyeds_compile.routers.region import RouterRegion
@@ -19,7 +20,7 @@ from samoyeds_compile.routers.validate import RouterValidator
 logger = logging.getLogger(__name__)
 
 
-def fuse_routers(matches: Sequence[tuple[MoERegion, BlockReport]], validate: bool) -> None:
+def fuse_routers(matches: Sequence[tuple[MoERegion, BlockReport]], validate: bool, everywhere: bool = True) -> None:
     """Fuse the router of each block, and note in the block's report that it is done, or why not.
 
     Runs after the blocks are rewritten. The view of the graph is from before, which is as good: rewriting a block
@@ -28,6 +29,7 @@ def fuse_routers(matches: Sequence[tuple[MoERegion, BlockReport]], validate: boo
     Args:
         matches: the rewritten blocks.
         validate: check each distinct router against the original first.
+        everywhere: also where the op is no more than a name for ops of ATen.
     """
     validator = RouterValidator() if validate else None
     regions = [region for region, _ in matches]
@@ -38,7 +40,7 @@ def fuse_routers(matches: Sequence[tuple[MoERegion, BlockReport]], validate: boo
             require(isinstance(ids, Value), "the block makes its own ids from what the router gives")
             assert isinstance(ids, Value)
             choice = read_choice(ids)
-            router = None if choice.ids in fused else _sound_router(choice, regions, validator)
+            router = None if choice.ids in fused else _sound_router(choice, regions, validator, everywhere)
         except Decline as decline:
             block.router_reason = decline.reason
             continue
@@ -66,11 +68,19 @@ def match_router(choice: Choice) -> RouterRegion:
     return match_topk_softmax(choice)
 
 
-def _sound_router(choice: Choice, regions: list[MoERegion], validator: RouterValidator | None) -> RouterRegion:
+def _sound_router(
+    choice: Choice, regions: list[MoERegion], validator: RouterValidator | None, everywhere: bool
+) -> RouterRegion:
     router = match_router(choice)
+    require(everywhere or _runs_as_one_op(router), "one op would not be faster here; fuse_routers=True has it anyway")
     for region in regions:
         require(region.output not in router.inputs, "the router reads the output of a block directly", router.logits)
         require(set(router.members).isdisjoint(region.members), "a part of the router belongs to a block", router.ids)
     problem = validator.check(router) if validator is not None else None
     require(problem is None, f"validation refused the fused router: {problem}", router.ids)
     return router
+
+
+def _runs_as_one_op(router: RouterRegion) -> bool:
+    bias = None if router.bias is None else router.bias.example
+    return runs_as_one_op(router.logits.example, bias, router.spec.score_dtype, router.spec.out_dtype)

@@ -7,11 +7,13 @@ import pytest
 
 from samoyeds_codegen.cpp.emit import TEMPLATES, emit
 from samoyeds_codegen.cpp.isa import AMX, AVX2, AVX512, ISAS, PORTABLE
-from samoyeds_codegen.cpp.spec import ExpertsSpec
+from samoyeds_codegen.cpp.ops import emit_ops
+from samoyeds_codegen.cpp.spec import DenseExpertsSpec, ExpertsSpec
 from samoyeds_codegen.errors import UnsupportedSpecError
 from samoyeds_codegen.expr import ExpressionError
 
 SPEC = ExpertsSpec("bfloat16", 1, 2, 32, 1, "silu(clamp(gate, None, 7.0)) * up", True)
+DENSE = DenseExpertsSpec("bfloat16", SPEC.activation, True)
 EXPECTED = Path(__file__).parents[1] / "expected" / "experts_portable.cpp.expected"
 
 
@@ -34,6 +36,22 @@ def test_readable(isa) -> None:
     assert ("immintrin.h" in text) == (isa != PORTABLE) and ("namespace many = amx;" in text) == (isa == AMX)
 
 
+def test_names_of_specifications() -> None:
+    """Ops look kernels up by them; spaces in the activation stay."""
+    plain = DenseExpertsSpec("float32", "square(relu(x))", False)
+    for spec in (SPEC, ExpertsSpec("float32", 2, 4, 64, 16, "square(relu(x))", False), plain):
+        assert type(spec).named(spec.name) == spec
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+def test_dense(isa) -> None:
+    text = emit(DENSE, isa)
+    assert text.startswith(f"// Samoyeds experts: bfloat16 {SPEC.activation}, for {isa.name}.")
+    assert "return (silu(at_most(gate, 7.0f)) * up);" in text
+    assert max(map(len, text.splitlines())) <= 120
+    assert ("namespace many = dense_amx;" in text) == (isa == AMX) and "metadata" not in text
+
+
 def test_flags() -> None:
     assert PORTABLE.flags == () and AVX2.flags == ("-mavx2", "-mfma")
     assert {"-mavx512f", "-mavx512vl"} <= set(AVX512.flags)
@@ -41,8 +59,9 @@ def test_flags() -> None:
 
 
 def test_every_template_is_used() -> None:
-    texts = [emit(SPEC, isa) for isa in ISAS]
-    assert all(any(path.read_text().strip() in text for text in texts) for path in TEMPLATES.iterdir())
+    dense = DenseExpertsSpec("bfloat16", SPEC.activation, True)
+    texts = [emit_ops(), *(emit(spec, isa) for isa in ISAS for spec in (SPEC, dense))]
+    assert all(any(path.read_text().strip() in text for text in texts) for path in TEMPLATES.rglob("*.h"))
 
 
 @pytest.mark.parametrize(
@@ -59,3 +78,18 @@ def test_refused(changes: dict, error: type[Exception]) -> None:
     fields = {"dtype": "float32", "n": 1, "m": 2, "vector": 32, "group": 1, "activation": "gate * up", "gated": True}
     with pytest.raises(error):
         ExpertsSpec(**fields | changes)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        (("float64", "gate * up", True), UnsupportedSpecError),
+        (("float32", "silu(x)", True), UnsupportedSpecError),
+        (("float32", "gate * up", False), UnsupportedSpecError),
+        (("float32", "to(x, 'float16')", False), UnsupportedSpecError),
+        (("float32", "open(x)", False), ExpressionError),
+    ],
+)
+def test_refused_dense(fields: tuple, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        DenseExpertsSpec(*fields)

@@ -162,8 +162,9 @@ def test_bit_for_bit_on_cuda(model, kind):
 
 @pytest.mark.inductor
 @pytest.mark.parametrize("model", [deepseek_v2, deepseek_v3], ids=lambda m: m.__name__)
-def test_group_limit_needs_fewer_kernels(model):
+def test_group_limit_needs_fewer_kernels(model, monkeypatch):
     """Comparing ids needs no scatter, which is a kernel of its own and ends the one before."""
+    monkeypatch.setattr("samoyeds_compile.ops.router.runs_as_one_op", lambda *_: False)
     bias = None if model.__name__ in NO_BIAS else torch.randn(16)
     counts = []
     for function in (model, lambda logits, bias: call(MODELS[model](torch.float32), logits, bias)):

@@ -9,7 +9,7 @@ import pytest
 
 from samoyeds_codegen.build import find_compiler
 
-CASES = Path(__file__).with_name("test_sparse_experts.py")
+CASES = ("test_sparse_experts.py", "test_dense_experts.py")
 FLAGS = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
 
 
@@ -20,7 +20,8 @@ def runtime() -> str:
 
 
 @pytest.mark.slow
-def test_under_sanitizers() -> None:
+@pytest.mark.parametrize("cases", CASES)
+def test_under_sanitizers(cases: str) -> None:
     if not Path(runtime()).exists():
         pytest.skip("the compiler has no AddressSanitizer")
     environment = {
@@ -29,6 +30,7 @@ def test_under_sanitizers() -> None:
         "LD_PRELOAD": runtime(),
         "ASAN_OPTIONS": "detect_leaks=0",
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-x", str(CASES), "-k", "ragged or threads or damaged or layouts"]
+    path, chosen = Path(__file__).with_name(cases), "ragged or threads or damaged or layouts or slices"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", str(path), "-k", chosen]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

@@ -19,10 +19,8 @@ from samoyeds_codegen.cpp.isa import AMX, AVX2, PORTABLE, Isa, usable_isas
 from samoyeds_codegen.cpp.kernel import ExpertsKernel, experts_kernel
 from samoyeds_codegen.cpp.spec import ExpertsSpec
 from samoyeds_codegen.errors import UnsupportedSpecError
-from samoyeds_compile.errors import OperandError
 from samoyeds_compile.ops import reference
 from samoyeds_compile.ops.experts_packed import _storage, kernel_spec
-from samoyeds_compile.ops.sparse_experts import run_kernel
 from samoyeds_compile.sparsity import PackedTensor, SparsityConfig, best_mask
 from samoyeds_compile.sparsity.layout import StorageLayout
 from tests.ops.operands import ACTIVATIONS, double, operands
@@ -71,8 +69,11 @@ def run(kernel: ExpertsKernel, packed: list, out_dtype: torch.dtype | None = Non
     x, ids, weights, gate, up, down, *biases, _activation, layout, _weight_layout, _weighting = packed
     rows = up[0].form.rows
     width = rows // 2 if layout in ("concatenated", "interleaved") else rows
-    storage = map(_storage, (gate, up, down))
-    return run_kernel(kernel, x, ids, weights, *storage, *biases, width, layout, out_dtype or x.dtype)
+    kernel.use()
+    return torch.ops.samoyeds.sparse_experts(
+        x, ids, weights, *map(_storage, (gate, up, down)), *biases, kernel.spec.name, width, layout,
+        out_dtype or x.dtype,
+    )  # fmt: skip
 
 
 def error(actual: Tensor, expected: Tensor) -> float:
@@ -139,7 +140,9 @@ def fast_builds(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def kernel(spec: ExpertsSpec) -> ExpertsKernel:
         config = SparsityConfig(spec.n, spec.m, spec.vector, group=spec.group)
-        return kernel_of(None, spec.dtype, config, spec.activation, spec.gated)
+        made = kernel_of(None, spec.dtype, config, spec.activation, spec.gated)
+        made.use()
+        return made
 
     monkeypatch.setattr("samoyeds_compile.ops.sparse_experts.experts_kernel", kernel)
 
@@ -227,7 +230,7 @@ def test_no_kernel(spoil: dict, reason: str) -> None:
 @pytest.mark.parametrize(
     ("position", "spoil", "name"),
     [
-        (0, lambda x: x.bfloat16(), "up"),
+        (0, lambda x: x.bfloat16(), "x is bfloat16"),
         (0, lambda x: x[:, :8], "down"),
         (1, lambda ids: ids[:-1], "expert_ids"),
         (2, lambda weights: weights[:, :1], "expert_ids"),
@@ -240,11 +243,11 @@ def test_operands_that_do_not_fit(position: int, spoil, name: str) -> None:
     """A kernel would read beyond them."""
     args = operands(8, 5, 2, 3, 32, 16, "concatenated", "out_in", True)
     _, packed = packed_operands(args, SparsityConfig(1, 2, 32))
-    pattern = (1, 2, 32, 1, 16, packed[9], packed[10], torch.float32)
-    call = [*packed[:3], *map(_storage, packed[3:6]), *packed[6:9], *pattern]
+    kernel = ExpertsSpec("float32", 1, 2, 32, 1, packed[9], True).name
+    call = [*packed[:3], *map(_storage, packed[3:6]), *packed[6:9], kernel, 16, packed[10], torch.float32]
     assert torch.ops.samoyeds.sparse_experts(*call).shape == (5, 32)
     call[position] = spoil(call[position])
-    with pytest.raises(OperandError, match=f"sparse_experts: {name}"):
+    with pytest.raises(ValueError, match=f"sparse_experts: {name}"):
         torch.ops.samoyeds.sparse_experts(*call)
 
 
@@ -269,7 +272,15 @@ def test_opcheck() -> None:
     storage = map(_storage, packed[3:6])
     torch.library.opcheck(
         torch.ops.samoyeds.sparse_experts.default,
-        (*packed[:3], *storage, *packed[6:9], 1, 2, 32, 1, 16, packed[9], "separate", torch.float32),
+        (
+            *packed[:3],
+            *storage,
+            *packed[6:9],
+            ExpertsSpec("float32", 1, 2, 32, 1, packed[9], True).name,
+            16,
+            "separate",
+            torch.float32,
+        ),
     )
 
 

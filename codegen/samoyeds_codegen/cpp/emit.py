@@ -7,45 +7,55 @@ from pathlib import Path
 
 from samoyeds_codegen.cpp.activation import to_cpp
 from samoyeds_codegen.cpp.isa import Isa
-from samoyeds_codegen.cpp.spec import ExpertsSpec
+from samoyeds_codegen.cpp.spec import DenseExpertsSpec, ExpertsSpec
 
 TEMPLATES = Path(__file__).parent / "templates"
 _INCLUDES = "algorithm array atomic cmath cstdint cstring exception new utility vector omp.h".split()
 _WEIGHT = {"float32": "float", "bfloat16": "bf16"}
 
 
-def emit(spec: ExpertsSpec, isa: Isa) -> str:
+_DENSE = {"spmm": "gemm", "amx": "dense_amx"}
+"""For dense weights, the namespace that stands for a variant's kernel for many tokens."""
+
+
+def emit(spec: ExpertsSpec | DenseExpertsSpec, isa: Isa) -> str:
     """C++ of one kernel for one instruction set; the same text for the same arguments."""
     includes = [*_INCLUDES, *(["immintrin.h"] if isa.features else [])]
-    kernels = [isa.header, "plan.h", "epilogue.h", "dot.h", f"{isa.many}.h"]
+    if isinstance(spec, ExpertsSpec):
+        constants, many = _packed_constants(spec, isa), isa.many
+        weights, kernels = ["packed_matrix.h", "packed.h", isa.header], ["dot.h", f"{isa.many}.h"]
+    else:
+        constants, many = [f"constexpr int DOT_TOKENS = {isa.dense_dot_tokens};"], _DENSE[isa.many]
+        weights = ["dense_matrix.h", isa.header, "dense.h"]
+        kernels = ["dense_dot.h", f"dense_{many.removeprefix('dense_')}.h"]
     parts = [
         f"// Samoyeds experts: {spec}, for {isa.name}. Generated, do not edit.",
         "\n".join(f"#include <{name}>" for name in includes),
         "namespace samoyeds {",
-        _template("numbers.h"),
-        _constants(spec, isa),
-        *map(_template, ("prelude.h", "functions.h")),
+        template("numbers.h"),
+        _constants(spec, constants),
+        *map(template, ("prelude.h", "functions.h")),
         _activation(spec),
-        *map(_template, kernels),
-        f"namespace many = {isa.many};",
-        *map(_template, ("block.h", "entry.h")),
+        *map(template, (*weights, "arguments.h", "plan.h", "epilogue.h", *kernels)),
+        f"namespace many = {many};",
+        *map(template, ("block.h", "entry.h")),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _constants(spec: ExpertsSpec, isa: Isa) -> str:
-    return "\n".join(
-        [
-            "// n of m sub-rows are kept in vectors of V columns; GROUP blocks of rows share a choice.",
-            f"constexpr int N = {spec.n}, M = {spec.m}, V = {spec.vector}, GROUP = {spec.group};",
-            f"constexpr bool GATED = {str(spec.gated).lower()};",
-            f"constexpr int DOT_TOKENS = {isa.dot_tokens};",
-            f"using Weight = {_WEIGHT[spec.dtype]};",
-        ]
-    )
+def _constants(spec: ExpertsSpec | DenseExpertsSpec, more: list[str]) -> str:
+    gated = f"constexpr bool GATED = {str(spec.gated).lower()};"
+    return "\n".join([*more, gated, f"using Weight = {_WEIGHT[spec.dtype]};"])
 
 
-def _activation(spec: ExpertsSpec) -> str:
+def _packed_constants(spec: ExpertsSpec, isa: Isa) -> list[str]:
+    return [
+        f"constexpr int N = {spec.n}, M = {spec.m}, V = {spec.vector}, GROUP = {spec.group};",
+        f"constexpr int DOT_TOKENS = {isa.dot_tokens};",
+    ]
+
+
+def _activation(spec: ExpertsSpec | DenseExpertsSpec) -> str:
     parameters = "float gate, float up" if spec.gated else "float, float x"
     return "\n".join(
         [
@@ -58,5 +68,6 @@ def _activation(spec: ExpertsSpec) -> str:
 
 
 @functools.cache
-def _template(name: str) -> str:
+def template(name: str) -> str:
+    """The text of a file in ``templates/``."""
     return (TEMPLATES / name).read_text().strip()

@@ -13,6 +13,19 @@ PATTERNS = ((1, 1), (1, 2), (2, 4))
 VECTORS = (16, 32, 64, 128)
 
 
+def _require(holds: bool, reason: str) -> None:
+    if not holds:
+        raise UnsupportedSpecError(reason)
+
+
+def _check(dtype: str, activation: str, gated: bool) -> None:
+    """What all specifications have in common."""
+    _require(dtype in DTYPES, f"dtype {dtype} is not one of {', '.join(DTYPES)}")
+    offered = set(expr.GATED_NAMES) if gated else {expr.PLAIN_NAME}
+    _require(expr.names(activation) <= offered, f"activation {activation!r} reads other names")
+    to_cpp(activation)
+
+
 @dataclass(frozen=True)
 class ExpertsSpec:
     """Experts with packed weights, the whole block: route, gate and up, activation, down, weighted sum.
@@ -36,19 +49,60 @@ class ExpertsSpec:
     gated: bool
 
     def __post_init__(self) -> None:
-        self._require(self.dtype in DTYPES, f"dtype {self.dtype} is not one of {', '.join(DTYPES)}")
+        _check(self.dtype, self.activation, self.gated)
         patterns = ", ".join(f"{n}:{m}" for n, m in PATTERNS)
-        self._require((self.n, self.m) in PATTERNS, f"pattern {self.n}:{self.m} is not one of {patterns}")
-        self._require(self.vector in VECTORS, f"vectors of {self.vector} columns are not among {VECTORS}")
-        offered = set(expr.GATED_NAMES) if self.gated else {expr.PLAIN_NAME}
-        self._require(expr.names(self.activation) <= offered, f"activation {self.activation!r} reads other names")
-        to_cpp(self.activation)
+        _require((self.n, self.m) in PATTERNS, f"pattern {self.n}:{self.m} is not one of {patterns}")
+        _require(self.vector in VECTORS, f"vectors of {self.vector} columns are not among {VECTORS}")
 
-    def _require(self, holds: bool, reason: str) -> None:
-        if not holds:
-            raise UnsupportedSpecError(reason)
+    @property
+    def name(self) -> str:
+        """What ops call the kernel; one short text, as each argument of an op takes time in each call."""
+        form = "gated" if self.gated else "plain"
+        return f"{self.dtype} {self.n} {self.m} {self.vector} {self.group} {form} {self.activation}"
+
+    @classmethod
+    def named(cls, name: str) -> ExpertsSpec:
+        """Inverse of `name`."""
+        dtype, n, m, vector, group, form, activation = name.split(" ", 6)
+        return cls(dtype, int(n), int(m), int(vector), int(group), activation, form == "gated")
 
     def __str__(self) -> str:
         """One line for reports."""
         group = f"/{self.group}" if self.group != 1 else ""
         return f"{self.dtype} {self.n}:{self.m}:{self.vector}+2:4{group} {expr.display_name(self.activation)}"
+
+
+@dataclass(frozen=True)
+class DenseExpertsSpec:
+    """The same with dense weights.
+
+    Attributes:
+        dtype: of weights, rows and biases; everything is summed in float32.
+        activation: an expression of `samoyeds_codegen.expr`.
+        gated: whether there is a gate, so that the expression reads ``gate`` and ``up``, not ``x``.
+
+    Raises:
+        UnsupportedSpecError: there is no kernel for it.
+    """
+
+    dtype: str
+    activation: str
+    gated: bool
+
+    def __post_init__(self) -> None:
+        _check(self.dtype, self.activation, self.gated)
+
+    def __str__(self) -> str:
+        """One line for reports."""
+        return f"{self.dtype} {expr.display_name(self.activation)}"
+
+    @property
+    def name(self) -> str:
+        """What ops call the kernel."""
+        return f"{self.dtype} dense {'gated' if self.gated else 'plain'} {self.activation}"
+
+    @classmethod
+    def named(cls, name: str) -> DenseExpertsSpec:
+        """Inverse of `name`."""
+        dtype, _, form, activation = name.split(" ", 3)
+        return cls(dtype, activation, form == "gated")

@@ -11,6 +11,7 @@ static inline Vec load(const bf16* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
 static inline void store(float* p, Vec x) { _mm256_storeu_ps(p, x); }
+static inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
 static inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 
 // Never needed: the narrowest vector of columns, 16, holds a whole vector of values.

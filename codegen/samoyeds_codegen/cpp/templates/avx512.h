@@ -11,6 +11,7 @@ static inline Vec load(const bf16* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 static inline void store(float* p, Vec x) { _mm512_storeu_ps(p, x); }
+static inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
 static inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 
 // The lower half of the values, without reading the others; and either half of a vector, zero elsewhere.

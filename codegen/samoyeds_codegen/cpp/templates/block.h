@@ -3,7 +3,12 @@
 // Work is cut into panels of rows, of all experts alike, and taken by whoever is free: one hot expert keeps all threads
 // busy. A thread that has panels of `out` adds all experts to them, in the order of experts: no sum depends on timing.
 
-constexpr int64_t GRAIN = 4;  // panels that are taken at once
+constexpr int64_t GRAIN = 4;  // panels that are taken at once, at most
+
+// As many that each thread comes back for more a few times, of one matrix alone: one expert may have all tokens.
+static int64_t grain(const Matrix& w, int64_t threads) {
+  return std::clamp<int64_t>(w.panels() / (4 * threads), 1, GRAIN);
+}
 
 struct Task {
   const Group* group;
@@ -19,13 +24,17 @@ class Block {
     for (Group& g : groups_) {
       if (g.few) g.x = rows_.data();
       for (int64_t tile = 0; !g.few && tile < many::tiles(g); ++tile) gathers_.push_back({&g, tile, tile + 1});
-      for (int64_t p = 0; p < a.up.panels(); p += GRAIN) ups_.push_back({&g, p, std::min(p + GRAIN, a.up.panels())});
+      const int64_t step = grain(a.up, a.threads);
+      for (int64_t p = 0; p < a.up.panels(); p += step) ups_.push_back({&g, p, std::min(p + step, a.up.panels())});
     }
+    // The longest first, so that nobody is left with one at the end; short ones keep the order in which they prefetch.
+    const auto cost = [](const Task& t) { return t.group->few ? 0 : t.group->count; };
+    std::stable_sort(ups_.begin(), ups_.end(), [&](const Task& s, const Task& t) { return cost(s) > cost(t); });
   }
 
   void run() {
     const int64_t gathers = few_ + int64_t(gathers_.size()), panels = a_.down.panels();
-    const int64_t grain = std::clamp<int64_t>(panels / (4 * a_.threads), 1, GRAIN);
+    const int64_t step = grain(a_.down, a_.threads);
 #pragma omp parallel num_threads(int(a_.threads))
     {
 #pragma omp for schedule(dynamic)
@@ -33,7 +42,7 @@ class Block {
 #pragma omp for schedule(dynamic)
       for (int64_t i = 0; i < int64_t(ups_.size()); ++i) up(ups_[size_t(i)]);
 #pragma omp for schedule(dynamic)
-      for (int64_t p = 0; p < panels; p += grain) down(p, std::min(p + grain, panels));
+      for (int64_t p = 0; p < panels; p += step) down(p, std::min(p + step, panels));
     }
   }
 

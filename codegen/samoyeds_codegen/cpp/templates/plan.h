@@ -1,22 +1,4 @@
-// What one call is given, and what it does with which tokens.
-
-struct Arguments {
-  const Weight* x;  // [T, H], rows x_stride apart
-  const void* ids;  // [T, K], int64 or int32
-  const void* weights;  // [T, K], float or bf16
-  void* out;  // [T, H], float or bf16
-  int64_t x_stride, tokens, top_k, experts, hidden;
-  int64_t ids_are_int64, weights_are_bf16, out_is_bf16, threads;
-  Matrix gate, up, down;
-
-  int64_t id(int64_t slot) const {
-    return ids_are_int64 ? static_cast<const int64_t*>(ids)[slot] : static_cast<const int32_t*>(ids)[slot];
-  }
-  float weight(int64_t slot) const {
-    return weights_are_bf16 ? to_float(static_cast<const bf16*>(weights)[slot])
-                            : static_cast<const float*>(weights)[slot];
-  }
-};
+// What a call does with which tokens.
 
 // Memory for one call, aligned to cache lines.
 class Buffer {

@@ -20,6 +20,9 @@ static inline Vec load(const T* p) {
   return each([&](int i) { return to_float(p[i]); });
 }
 static inline void store(float* p, Vec x) { std::memcpy(p, x.lane, sizeof x.lane); }
+static inline Vec add(Vec a, Vec b) {
+  return each([&](int i) { return a.lane[i] + b.lane[i]; });
+}
 static inline Vec fma(Vec a, Vec b, Vec c) {
   return each([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
 }

@@ -1,8 +1,6 @@
-// Types that all files share. The specification above defines N, M, V, GROUP, Weight, GATED and activate().
+// Types that all files share. The specification above defines Weight, GATED and what the weights need.
 
-constexpr int PANEL = 16;              // output rows that are computed together
-constexpr int ROWS = PANEL / M * N;    // condensed rows that hold them
-constexpr int CHUNK = V < 32 ? V : 32; // columns whose positions are decoded together
+constexpr int PANEL = 16;  // output rows that are computed together
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -15,39 +13,4 @@ struct PerExpert {
   const T* const* table;
 
   const T* operator[](int64_t e) const { return table ? table[e] : base + e * stride; }
-};
-
-// A packed matrix of all experts in canonical storage. `first` is the output row to begin with, `cols` is padded to V.
-struct Matrix {
-  PerExpert<Weight> values;
-  PerExpert<uint16_t> metadata;
-  PerExpert<uint8_t> selection;
-  PerExpert<Weight> bias;  // null base and table: no bias
-  int64_t bias_step;
-  int64_t first, rows, cols;
-
-  int64_t panels() const { return ceil_div(rows, PANEL); }
-  bool has_bias() const { return bias.base || bias.table; }
-};
-
-// The condensed rows behind PANEL output rows of one expert. Past the last one they repeat it, and nobody reads that.
-struct Panel {
-  const Weight* values[ROWS];
-  const uint16_t* metadata[ROWS];
-  const uint8_t* selection[ROWS];
-
-  Panel(const Matrix& w, int64_t expert, int64_t panel) {
-    const int64_t last = (w.first + w.rows - 1) / M;
-    for (int r = 0; r < ROWS; ++r) {
-      const int64_t block = std::min((w.first + panel * PANEL) / M + r / N, last);
-      const int64_t row = block * N + r % N;
-      values[r] = w.values[expert] + row * (w.cols / 2);
-      metadata[r] = w.metadata[expert] + row * (w.cols / 16);
-      selection[r] = N == M ? nullptr : w.selection[expert] + (block / GROUP * N + r % N) * (w.cols / V);
-    }
-  }
-
-  // Which of the PANEL output rows condensed row r adds to at a column; without selection, the row itself. M is a power
-  // of two: whatever a damaged file holds, the row is one of the block's.
-  int target(int r, int64_t column) const { return N == M ? r : r / N * M + (selection[r][column / V] & (M - 1)); }
 };

@@ -1,0 +1,126 @@
+// Few tokens an expert, dense weights: lanes are columns, and several rows are read side by side.
+//
+// Memory gives more to several streams than to one, so up to eight rows go together, and what each of them needs next
+// is fetched ahead, across the end of the row. The weights are read from memory once; tokens past TOKENS find them in a
+// cache.
+
+namespace dot {
+
+constexpr int TOKENS = LANES == 16 ? 6 : 4;
+constexpr int64_t AHEAD = 1024 / sizeof(Weight);  // weights of a row that are on their way
+
+// Rows at a time, so that their sums stay in registers.
+constexpr int height(int tokens) {
+  return LANES == 16 ? tokens <= 2 ? 8 : 4 : tokens <= 1 ? 8 : tokens <= 2 ? 4 : 2;
+}
+
+template <int T, int R>
+static inline void step(const Weight* const* w, const Weight* const* ahead, int64_t k, const float* const* x,
+                        Vec (*sum)[T]) {
+  Vec columns[T];
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) columns[t] = load(x[t] + k);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    if (k * sizeof(Weight) % 64 == 0) __builtin_prefetch(ahead[r] + k);
+    const Vec values = load(w[r] + k);
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) sum[r][t] = fma(values, columns[t], sum[r][t]);
+  }
+}
+
+// sums[r * T + t] = row r times x[t], lane by lane; next are the rows that follow. Rows of x are zero past cols.
+template <int T, int R>
+static inline void multiply_rows(const Weight* const* w, const Weight* const* next, int64_t cols,
+                                 const float* const* x, Vec* sums) {
+  Vec sum[R][T];
+  for (int r = 0; r < R; ++r)
+    for (int t = 0; t < T; ++t) sum[r][t] = zero();
+  const int64_t whole = cols / LANES * LANES, turn = std::max<int64_t>(0, whole - AHEAD);
+  const Weight* ahead[R];
+  for (int r = 0; r < R; ++r) ahead[r] = w[r] + AHEAD;
+  int64_t k = 0;
+  for (; k < turn; k += LANES) step<T, R>(w, ahead, k, x, sum);
+  for (int r = 0; r < R; ++r) ahead[r] = next[r] - turn;
+  for (; k < whole; k += LANES) step<T, R>(w, ahead, k, x, sum);
+  for (int r = 0; r < R; ++r) {
+    const Vec rest = load_some(w[r] + k, cols - k);
+    for (int t = 0; t < T; ++t) sums[r * T + t] = k < cols ? fma(rest, load(x[t] + k), sum[r][t]) : sum[r][t];
+  }
+}
+
+// out[t][i] = row i of the panel times x[t].
+template <int T>
+static void multiply(const Panel& w, const Panel& next, int64_t cols, const float* const* x, float (*out)[PANEL]) {
+  constexpr int R = height(T);
+  Vec sum[PANEL * T];
+  for (int r = 0; r < PANEL; r += R)
+    multiply_rows<T, R>(w.rows + r, r + R < PANEL ? w.rows + r + R : next.rows, cols, x, sum + r * T);
+  for (int t = 0; t < T; ++t) sums(sum + t, T, out[t]);
+}
+
+// The same for any number of tokens up to TOKENS.
+static void multiply(int tokens, const Panel& w, const Panel& next, int64_t cols, const float* const* x,
+                     float (*out)[PANEL]) {
+  switch (tokens) {
+    case 1: return multiply<1>(w, next, cols, x, out);
+    case 2: return multiply<2>(w, next, cols, x, out);
+    case 3: return multiply<3>(w, next, cols, x, out);
+    case 4: return multiply<4>(w, next, cols, x, out);
+    case 5: return multiply<std::min(5, TOKENS)>(w, next, cols, x, out);
+    default: return multiply<TOKENS>(w, next, cols, x, out);
+  }
+}
+
+static int64_t width(const Matrix& w) { return round_up(w.cols, 32); }
+static int64_t bytes(int64_t count, const Matrix& w) { return count * width(w) * int64_t(sizeof(float)); }
+
+// One token as floats, padded with zeros.
+static void gather(const Arguments& a, int64_t token, char* rows) {
+  const Weight* row = a.x + token * a.x_stride;
+  float* x = reinterpret_cast<float*>(rows) + token * width(a.up);
+  for (int64_t i = 0; i < a.hidden; ++i) x[i] = to_float(row[i]);
+  std::fill(x + a.hidden, x + width(a.up), 0.0f);
+}
+
+// Features of panels first to last of h = activation(gate, up), [slots, width(down)].
+static void up(const Arguments& a, const Group& g, int64_t first, int64_t last) {
+  for (int64_t panel = first; panel < last; ++panel) {
+    const bool ends = panel + 1 == a.up.panels();
+    const Panel ups(a.up, g.expert, panel), gates(a.gate, g.expert, panel);
+    const Panel next(GATED ? a.gate : a.up, g.expert, ends ? panel : panel + 1);
+    for (int64_t s = 0; s < g.count; s += TOKENS) {
+      const int tokens = int(std::min<int64_t>(TOKENS, g.count - s));
+      const float* x[TOKENS];
+      float gate[TOKENS][PANEL], up[TOKENS][PANEL];
+      for (int t = 0; t < tokens; ++t) x[t] = reinterpret_cast<float*>(g.x) + g.slots[s + t].token * width(a.up);
+      if (GATED) multiply(tokens, gates, ups, a.gate.cols, x, gate);
+      multiply(tokens, ups, next, a.up.cols, x, up);
+      for (int t = 0; t < tokens; ++t) {
+        float* h = reinterpret_cast<float*>(g.h) + (s + t) * width(a.down);
+        activate_panel(a, g.expert, panel, 1, gate[t], up[t], h + panel * PANEL);
+        if (ends) std::fill(h + (panel + 1) * PANEL, h + width(a.down), 0.0f);
+      }
+    }
+  }
+}
+
+// Adds what the expert gives for rows of panels first to last of out, [T, H].
+static void down(const Arguments& a, const Group& g, int64_t first, int64_t last, float* out) {
+  for (int64_t panel = first; panel < last; ++panel) {
+    const bool ends = panel + 1 == last;
+    const Panel w(a.down, g.expert, panel), next(a.down, ends ? g.next_expert : g.expert, ends ? first : panel + 1);
+    for (int64_t s = 0; s < g.count; s += TOKENS) {
+      const int tokens = int(std::min<int64_t>(TOKENS, g.count - s));
+      const float* h[TOKENS];
+      float y[TOKENS][PANEL];
+      for (int t = 0; t < tokens; ++t) h[t] = reinterpret_cast<float*>(g.h) + (s + t) * width(a.down);
+      multiply(tokens, w, next, a.down.cols, h, y);
+      for (int t = 0; t < tokens; ++t) {
+        add_bias(a.down, g.expert, panel, 1, y[t]);
+        accumulate(a, g.slots[s + t], panel, y[t], out);
+      }
+    }
+  }
+}
+}  // namespace dot

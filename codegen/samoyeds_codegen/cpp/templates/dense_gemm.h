@@ -1,0 +1,189 @@
+// Many tokens an expert, dense weights: lanes are tokens; each weight is multiplied with a row of a transposed tile.
+//
+// A tile is [columns, tokens], its sums are [rows, tokens]. DEPTH columns of the rows at hand are copied as floats into
+// the first cache, and all tiles go over them. Each such piece is summed on its own, which keeps errors small.
+
+namespace gemm {
+
+constexpr int WIDTH = 3 * LANES;  // most tokens of a tile
+constexpr int HEIGHT = LANES == 16 ? 8 : 4;  // rows whose sums are in registers
+constexpr int DEPTH = 128;
+constexpr int MOST = 8;    // tiles whose sums are kept at a time
+constexpr int PANELS = 4;  // of rows that go over the tiles together, so that these are read from afar less often
+
+// Vectors of tokens are dealt evenly to tiles: 80 tokens become 48 and 32, not 48, 16 and 16.
+struct Tile {
+  int64_t slot, width;  // the first of its slots, and lanes, of which the last ones may have no token
+
+  Tile(int64_t count, int64_t tile) {
+    const int64_t vectors = ceil_div(count, LANES), tiles = ceil_div(count, WIDTH);
+    const int64_t each = vectors / tiles, longer = vectors % tiles;
+    slot = (tile * each + std::min(tile, longer)) * LANES;
+    width = (each + (tile < longer)) * LANES;
+  }
+  float* in(char* base, int64_t cols) const { return reinterpret_cast<float*>(base) + slot * cols; }
+};
+
+static int64_t tiles(const Group& g) { return ceil_div(g.count, WIDTH); }
+static int64_t bytes(int64_t count, const Matrix& w) {
+  return round_up(count, LANES) * w.cols * int64_t(sizeof(float));
+}
+
+using Piece = float[PANEL][DEPTH];  // of a panel
+
+// Columns first to first + depth of a panel.
+static void copy(const Panel& w, int64_t first, int64_t depth, Piece& out) {
+  for (int r = 0; r < PANEL; ++r) {
+    const Weight* row = w.rows[r] + first;
+    int64_t k = 0;
+    for (; k + LANES <= depth; k += LANES) store(out[r] + k, load(row + k));
+    for (; k < depth; ++k) out[r][k] = to_float(row[k]);
+  }
+}
+
+// Adds HEIGHT rows of a piece times a tile to out. Meanwhile the same columns of the rows `ahead` are fetched, and of
+// the tokens that come next, `soon`, as much as is this block's share.
+template <int NT>
+static inline void block(const float (*w)[DEPTH], const Weight* const* ahead, int64_t depth, const float* x,
+                         const float* soon, float* out) {
+  constexpr int64_t LINE = 64 / sizeof(Weight);
+  constexpr int SHARE = int(LINE * NT * LANES / 16 * HEIGHT / (PANELS * PANEL));
+  Vec sum[HEIGHT][NT];
+  for (int i = 0; i < HEIGHT; ++i)
+    for (int n = 0; n < NT; ++n) sum[i][n] = zero();
+  for (int64_t begin = 0; begin < depth; begin += LINE) {
+    for (int i = 0; i < HEIGHT; ++i) __builtin_prefetch(ahead[i] + begin);
+    for (int i = 0; i < SHARE; ++i, soon += 16) __builtin_prefetch(soon, 0, 2);  // into the second cache
+    const int64_t end = std::min(begin + LINE, depth);
+    for (int64_t k = begin; k < end; ++k) {
+      Vec tokens[NT];
+#pragma GCC unroll 8
+      for (int n = 0; n < NT; ++n) tokens[n] = load(x + (k * NT + n) * LANES);
+#pragma GCC unroll 8
+      for (int i = 0; i < HEIGHT; ++i) {
+        const Vec value = broadcast(w[i][k]);
+#pragma GCC unroll 8
+        for (int n = 0; n < NT; ++n) sum[i][n] = fma(value, tokens[n], sum[i][n]);
+      }
+    }
+  }
+  for (int i = 0; i < HEIGHT; ++i)
+    for (int n = 0; n < NT; ++n) {
+      float* place = out + (i * NT + n) * LANES;
+      store(place, add(load(place), sum[i][n]));
+    }
+}
+
+// Adds the rows of a piece times a tile to y.
+template <int NT>
+static void panel_times(const Piece& piece, const Weight* const* ahead, int64_t depth, const float* x,
+                        const float* soon, float* y) {
+  constexpr int64_t width = NT * LANES;
+  for (int r = 0; r < PANEL; r += HEIGHT)
+    block<NT>(piece + r, ahead + r, depth, x, soon + r * depth * width / (PANELS * PANEL), y + r * width);
+}
+
+using Sums = float[PANELS][PANEL * WIDTH];  // of a tile, each [PANEL, tokens]
+
+// Panels that are multiplied with the same tokens, and those whose turn is next.
+struct Strip {
+  int count = 0;
+  Panel now[PANELS], next[PANELS];
+
+  void add(const Matrix& w, int64_t expert, int64_t panel, int64_t next_expert, int64_t next_panel) {
+    now[count] = Panel(w, expert, panel);
+    next[count++] = Panel(w, next_expert, next_panel);
+  }
+};
+
+// y[tile - begin][p] = rows of panel p times the tokens of tiles begin to end, which lie in x.
+static void multiply(const Strip& w, const Matrix& of, const Group& g, char* x, int64_t begin, int64_t end, Sums* y) {
+  alignas(64) Piece piece[PANELS];
+  for (int64_t t = 0; t < end - begin; ++t) std::fill(y[t][0], y[t][0] + w.count * PANEL * WIDTH, 0.0f);
+  for (int64_t first = 0; first < of.cols; first += DEPTH) {
+    const int64_t depth = std::min<int64_t>(DEPTH, of.cols - first);
+    const Weight* ahead[PANELS][PANEL];
+    for (int p = 0; p < w.count; ++p) {
+      copy(w.now[p], first, depth, piece[p]);
+      for (int r = 0; r < PANEL; ++r)
+        ahead[p][r] = first + DEPTH < of.cols ? w.now[p].rows[r] + first + DEPTH : w.next[p].rows[r];
+    }
+    for (int64_t t = begin; t < end; ++t) {
+      const Tile tile(g.count, t);
+      const bool turn = t + 1 == end;
+      const Tile other(g.count, turn ? begin : t + 1);
+      const float* soon = other.in(x, of.cols) + (turn ? first + DEPTH : first) * other.width;
+      const int64_t vectors = tile.width / LANES;
+      const auto times = vectors == 1 ? panel_times<1> : vectors == 2 ? panel_times<2> : panel_times<3>;
+      for (int p = 0; p < w.count; ++p)
+        times(piece[p], ahead[p], depth, tile.in(x, of.cols) + first * tile.width,
+              soon + p * depth * tile.width / PANELS, y[t - begin][p]);
+    }
+  }
+}
+
+// Tokens as a transposed tile; zero where there is no token.
+static void gather(const Arguments& a, const Group& g, int64_t number) {
+  const Tile tile(g.count, number);
+  const int64_t tokens = std::min(g.count - tile.slot, tile.width);
+  float* x = tile.in(g.x, a.hidden);
+  if (tokens < tile.width) std::fill(x, x + a.hidden * tile.width, 0.0f);
+  for (int64_t block = 0; block < a.hidden; block += 16)  // sixteen floats are a cache line
+    for (int64_t t = 0; t < tokens; ++t) {
+      const Weight* row = a.x + g.slots[tile.slot + t].token * a.x_stride;
+      const int64_t end = std::min<int64_t>(block + 16, a.hidden);
+      for (int64_t c = block; c < end; ++c) x[c * tile.width + t] = to_float(row[c]);
+    }
+}
+
+// Features of panels first to last of h, [columns of down, tokens] for each tile.
+static void up(const Arguments& a, const Group& g, int64_t first, int64_t last) {
+  constexpr int step = GATED ? PANELS / 2 : PANELS;
+  alignas(64) float h[PANEL * WIDTH];
+  alignas(64) Sums y[MOST];
+  for (int64_t panel = first; panel < last; panel += step) {
+    const int64_t stop = std::min(panel + step, last);
+    Strip w;
+    for (int64_t p = panel; p < stop; ++p) {
+      const int64_t following = std::min(p + step, last - 1);
+      w.add(a.up, g.expert, p, g.expert, following);
+      if (GATED) w.add(a.gate, g.expert, p, g.expert, following);
+    }
+    for (int64_t begin = 0; begin < tiles(g); begin += MOST) {
+      const int64_t end = std::min<int64_t>(begin + MOST, tiles(g));
+      multiply(w, a.up, g, g.x, begin, end, y);
+      for (int64_t t = begin; t < end; ++t) {
+        const Tile tile(g.count, t);
+        float* sums = y[t - begin][0];
+        for (int64_t p = panel; p < stop; ++p, sums += (GATED ? 2 : 1) * PANEL * WIDTH) {
+          const int64_t rows = std::min<int64_t>(PANEL, a.up.rows - p * PANEL);
+          activate_panel(a, g.expert, p, tile.width, sums + PANEL * WIDTH, sums, h);
+          std::copy(h, h + rows * tile.width, tile.in(g.h, a.down.cols) + p * PANEL * tile.width);
+        }
+      }
+    }
+  }
+}
+
+// Adds what the expert gives for rows of panels first to last of out, [T, H].
+static void down(const Arguments& a, const Group& g, int64_t first, int64_t last, float* out) {
+  alignas(64) Sums y[MOST];
+  for (int64_t panel = first; panel < last; panel += PANELS) {
+    const int64_t stop = std::min(panel + PANELS, last);
+    Strip w;
+    for (int64_t p = panel; p < stop; ++p) {
+      const bool ends = p + PANELS >= last;
+      w.add(a.down, g.expert, p, ends ? g.next_expert : g.expert, ends ? first + p - panel : p + PANELS);
+    }
+    for (int64_t begin = 0; begin < tiles(g); begin += MOST) {
+      const int64_t end = std::min<int64_t>(begin + MOST, tiles(g));
+      multiply(w, a.down, g, g.h, begin, end, y);
+      for (int64_t t = begin; t < end; ++t) {
+        const Tile tile(g.count, t);
+        for (int64_t p = panel; p < stop; ++p)
+          accumulate_tile(a, g, tile.slot, p, tile.width, y[t - begin][p - panel], out);
+      }
+    }
+  }
+}
+}  // namespace gemm

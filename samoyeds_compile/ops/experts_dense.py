@@ -1,0 +1,103 @@
+"""``samoyeds::experts_dense``: the canonical op computed by `dense_experts`, one kernel for the whole block.
+
+The lowering chooses it (see `samoyeds_compile.lower.kernels`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from samoyeds_codegen.cpp.spec import DenseExpertsSpec
+from samoyeds_codegen.errors import UnsupportedSpecError
+from samoyeds_codegen.expr import ExpressionError
+from samoyeds_compile.ops.library import define_composite
+from samoyeds_compile.ops.moe_experts import OPERANDS, check_canonical
+from samoyeds_compile.ops.operands import is_stack
+from samoyeds_compile.sparsity.tensor import PackedTensor
+
+
+def experts_dense(
+    x_TH: Tensor,
+    expert_ids_TK: Tensor,
+    expert_weights_TK: Tensor,
+    gate_E: Sequence[Tensor],
+    up_E: Sequence[Tensor],
+    down_E: Sequence[Tensor],
+    gate_bias_E: Tensor | None,
+    up_bias_E: Tensor | None,
+    down_bias_E: Tensor | None,
+    activation: str,
+    gate_up_layout: str,
+    weight_layout: str,
+    weighting: str,
+    compute_dtype: torch.dtype,
+    out_dtype: torch.dtype | None,
+) -> Tensor:
+    """The same function of the same operands as `moe_experts`, and `moe_experts` itself where no kernel fits them.
+
+    Raises:
+        OperandError: an operand does not fit the others.
+    """
+    check_canonical(
+        "experts_dense", x_TH, expert_ids_TK, expert_weights_TK, gate_E, up_E, down_E, activation, gate_up_layout,
+        weight_layout, weighting,
+    )  # fmt: skip
+    operands = [x_TH, expert_weights_TK, *gate_E, *up_E, *down_E, gate_bias_E, up_bias_E, down_bias_E]
+    spec = dense_spec(gate_E, up_E, down_E, activation, gate_up_layout, weight_layout, weighting, compute_dtype)
+    if isinstance(spec, str) or _needs_gradients(operands):
+        return torch.ops.samoyeds.moe_experts(  # type: ignore[no-any-return]
+            x_TH, expert_ids_TK, expert_weights_TK, gate_E, up_E, down_E, gate_bias_E, up_bias_E, down_bias_E,
+            activation, gate_up_layout, weight_layout, weighting, compute_dtype, out_dtype,
+        )  # fmt: skip
+    return torch.ops.samoyeds.dense_experts(  # type: ignore[no-any-return]
+        x_TH.to(compute_dtype), expert_ids_TK, expert_weights_TK, gate_E, up_E, down_E,
+        *(None if b is None else b.to(compute_dtype) for b in (gate_bias_E, up_bias_E, down_bias_E)),
+        spec.name, gate_up_layout, weight_layout,
+        out_dtype or torch.promote_types(compute_dtype, expert_weights_TK.dtype),
+    )  # fmt: skip
+
+
+def dense_spec(
+    gate_E: Sequence[Tensor],
+    up_E: Sequence[Tensor],
+    down_E: Sequence[Tensor],
+    activation: str,
+    gate_up_layout: str,
+    weight_layout: str,
+    weighting: str,
+    compute_dtype: torch.dtype,
+) -> DenseExpertsSpec | str:
+    """The kernel that computes experts with these operands, or why there is none."""
+    weights = [*gate_E, *up_E, *down_E]
+    if any(isinstance(w, PackedTensor) for w in weights):
+        return "some weights are packed"
+    if any(w.device.type != "cpu" for w in weights):
+        return "weights are not on the CPU"
+    if any(w.dtype != compute_dtype for w in weights):
+        return f"weights are not {compute_dtype}, in which the block computes"
+    if weighting != "output":
+        return "routing weights multiply what goes into the experts"
+    if not all(lies_in_rows(ws, weight_layout == "in_out") for ws in (gate_E, up_E, down_E) if ws):
+        return "the weights of one output are not contiguous"
+    try:
+        return DenseExpertsSpec(str(compute_dtype).removeprefix("torch."), activation, gate_up_layout != "none")
+    except (UnsupportedSpecError, ExpressionError) as error:
+        return str(error)
+
+
+def lies_in_rows(weights: Sequence[Tensor], in_out: bool) -> bool:
+    """Whether what belongs to one output is contiguous, in all matrices alike."""
+    strides = weights[0].stride()
+    into, out = (-2, -1) if in_out else (-1, -2)
+    distinct = is_stack(weights) or all(w.stride() == strides for w in weights)
+    return distinct and strides[into] == 1 and strides[out] >= weights[0].shape[into]
+
+
+def _needs_gradients(tensors: Sequence[Tensor | None]) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+define_composite(f"experts_dense({OPERANDS}) -> Tensor", experts_dense)
