@@ -1,7 +1,8 @@
 // Many tokens an expert, bfloat16, on the matrix unit: 16 output rows times 16 tokens, 32 columns at a time.
 //
-// Weights are expanded to dense rows, DEPTH chunks at a time, which stay in the first cache while all tokens go over
-// them. Tokens lie in tiles as the unit wants them: for 32 columns [16 pairs of columns, 16 tokens] of two bf16.
+// Weights are expanded to dense rows, a block of chunks at a time, which stay in the first cache while all tokens go
+// over them; meanwhile the next block is expanded. Tokens lie in tiles as the unit wants them: for 32 columns [16 pairs
+// of columns, 16 tokens] of two bf16.
 
 namespace amx {
 
@@ -85,6 +86,13 @@ class Expansion {
     while (left_ > 0) step(out);
   }
 
+  // What the next panels need when their chunk c is due; values of two chunks are one line.
+  static inline void prefetch(const Panel& next, int64_t c) {
+    for (int r = int(c % 2); r < ROWS; r += 2) __builtin_prefetch(next.values[r] + c * COLUMNS / 2);
+    if (c % BATCH == 0)
+      for (int r = 0; r < ROWS; ++r) __builtin_prefetch(next.metadata[r] + c * 2, 0, 2);
+  }
+
  private:
   struct Codes {
     alignas(32) uint32_t masks[ROWS][BATCH];
@@ -120,13 +128,6 @@ class Expansion {
                                  _mm512_extracti64x4_epi64(row, 1));
       }
     }
-  }
-
-  // What the next panels need when their chunk c is due; values of two chunks are one line.
-  static inline void prefetch(const Panel& next, int64_t c) {
-    for (int r = int(c % 2); r < ROWS; r += 2) __builtin_prefetch(next.values[r] + c * COLUMNS / 2);
-    if (c % BATCH == 0)
-      for (int r = 0; r < ROWS; ++r) __builtin_prefetch(next.metadata[r] + c * 2, 0, 2);
   }
 
   const Panel *w_, *next_;
@@ -192,8 +193,8 @@ static inline void block(char (*w)[P][TILE], int64_t chunks, const char* x, int6
 
 // y[tile][p][row][token] = rows of P panels times tokens of tiles, at most MOST of them, stride bytes apart.
 template <int P>
-static void multiply(const Panel* w, const Panel* next, int64_t cols, const char* x, int64_t stride, int64_t tiles,
-                     float (*y)[4][PANEL * WIDTH]) {
+static void multiply_dense(const Panel* w, const Panel* next, int64_t cols, const char* x, int64_t stride,
+                           int64_t tiles, float (*y)[4][PANEL * WIDTH]) {
   constexpr int Q = P > 2 ? 1 : 2, DEPTH = Expansion<P>::DEPTH;
   alignas(64) char space[2][DEPTH][P][TILE];
   Expansion<P> expansion(w, next, cols);
@@ -217,15 +218,123 @@ static void multiply(const Panel* w, const Panel* next, int64_t cols, const char
   }
 }
 
-// The same for 1 to 4 panels, 2 if there are several tiles.
+// The same for 1 to 4 panels; where tiles are several, 2 at most are fastest.
 static void multiply(const Panel* w, const Panel* next, int panels, int64_t cols, const char* x, int64_t stride,
                      int64_t tiles, float (*y)[4][PANEL * WIDTH]) {
   switch (panels) {
-    case 1: return multiply<1>(w, next, cols, x, stride, tiles, y);
-    case 2: return multiply<2>(w, next, cols, x, stride, tiles, y);
-    case 3: return multiply<3>(w, next, cols, x, stride, tiles, y);
-    default: return multiply<4>(w, next, cols, x, stride, tiles, y);
+    case 1: return multiply_dense<1>(w, next, cols, x, stride, tiles, y);
+    case 2: return multiply_dense<2>(w, next, cols, x, stride, tiles, y);
+    case 3: return multiply_dense<3>(w, next, cols, x, stride, tiles, y);
+    default: return multiply_dense<4>(w, next, cols, x, stride, tiles, y);
   }
+}
+
+// A strip is 16 blocks of two rows, two panels. If they share their choice of a row, condensed rows are a tile of their
+// own, which belongs to the even or to the odd output rows: half of the work of the unit falls away. What is left out
+// are sums of zeros, so the result is the same bit by bit, and pieces of work that are no whole strips need not care.
+constexpr int STRIP = 2;
+constexpr int STRIP_DEPTH = 16;  // chunks that are expanded at a time
+constexpr bool SHARED = N == 1 && M == 2 && V >= COLUMNS && GROUP % 16 == 0;
+
+// Whether strips of a projection that begin with an even panel lie within a group.
+static bool in_groups(const Matrix& w) { return SHARED && w.first / M % 16 == 0; }
+
+class Strip {
+ public:
+  alignas(64) char tiles[STRIP_DEPTH][TILE];
+  int64_t count[2];                // of chunks that belong to the even, and to the odd rows
+  int64_t chunks[2][STRIP_DEPTH];  // which these are
+
+  // Chunks first and following of the panels as they are stored.
+  void expand(const Panel* w, const Panel* next, int64_t first, int64_t chunks_of_block, int64_t cols) {
+    count[0] = count[1] = 0;
+    for (int64_t i = 0; i < chunks_of_block; ++i) {
+      const int64_t c = first + i;
+      const int choice = w[0].target(0, c * COLUMNS);
+      chunks[choice][count[choice]++] = i;
+      if (c % BATCH == 0) decode(w, c * COLUMNS, cols);
+      for (int p = 0; p < STRIP; ++p) {
+        Expansion<STRIP>::prefetch(next[p], c);
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; ++r) {
+          const Weight* values = w[p].values[r] + c * COLUMNS / 2;
+          const __m512i row = _mm512_maskz_expandloadu_epi16(masks_[p][r][c % BATCH], values);
+          _mm512_store_si512(tiles[i] + (p * ROWS + r) * 64, row);
+        }
+      }
+    }
+  }
+
+ private:
+  void decode(const Panel* w, int64_t column, int64_t cols) {
+    for (int p = 0; p < STRIP; ++p)
+      for (int r = 0; r < ROWS; ++r) {
+        const __m256i masks = kept(w[p].metadata[r] + column / 16, cols - column);
+        _mm256_store_si256(reinterpret_cast<__m256i*>(masks_[p][r]), masks);
+      }
+  }
+
+  alignas(32) uint32_t masks_[STRIP][ROWS][BATCH];
+};
+
+// Sums of a strip and Q tiles of tokens over a block of chunks. Even rows are in 0 and 1, odd ones in 2 and 3; in y
+// they alternate, as output rows do. Chunks of either kind are taken in turns, as no sum waits for another then.
+template <int Q>
+static inline void strip_block(const Strip& w, const char* x, int64_t stride, bool fresh, float (*y)[4][PANEL * WIDTH],
+                               int at) {
+  float *even[2] = {y[0][at], y[Q - 1][at]}, *odd[2] = {even[0] + WIDTH, even[1] + WIDTH};
+  if (fresh) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  } else {
+    _tile_loadd(0, even[0], 128);
+    if (Q > 1) _tile_loadd(1, even[1], 128);
+    _tile_loadd(2, odd[0], 128);
+    if (Q > 1) _tile_loadd(3, odd[1], 128);
+  }
+  for (int64_t i = 0; i < std::max(w.count[0], w.count[1]); ++i) {
+    if (i < w.count[0]) {
+      const int64_t c = w.chunks[0][i];
+      _tile_loadd(4, w.tiles[c], 64);
+      _tile_loadd(6, x + c * TILE, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      if (Q > 1) {
+        _tile_loadd(7, x + stride + c * TILE, 64);
+        _tile_dpbf16ps(1, 4, 7);
+      }
+    }
+    if (i < w.count[1]) {
+      const int64_t c = w.chunks[1][i];
+      _tile_loadd(5, w.tiles[c], 64);
+      _tile_loadd(6, x + c * TILE, 64);
+      _tile_dpbf16ps(2, 5, 6);
+      if (Q > 1) {
+        _tile_loadd(7, x + stride + c * TILE, 64);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+    }
+  }
+  _tile_stored(0, even[0], 128);
+  if (Q > 1) _tile_stored(1, even[1], 128);
+  _tile_stored(2, odd[0], 128);
+  if (Q > 1) _tile_stored(3, odd[1], 128);
+}
+
+// What multiply does, for an even number of panels that are strips.
+static void multiply_strips(const Panel* w, const Panel* next, int panels, int64_t cols, const char* x, int64_t stride,
+                            int64_t tiles, float (*y)[4][PANEL * WIDTH]) {
+  Strip strip;
+  const int64_t all = ceil_div(cols, COLUMNS);
+  for (int64_t first = 0; first < all; first += STRIP_DEPTH)
+    for (int p = 0; p < panels; p += STRIP) {
+      strip.expand(w + p, next + p, first, std::min<int64_t>(STRIP_DEPTH, all - first), cols);
+      const char* columns = x + first * TILE;
+      int64_t t = 0;
+      for (; t + 1 < tiles; t += 2) strip_block<2>(strip, columns + t * stride, stride, first == 0, y + t, p);
+      if (t < tiles) strip_block<1>(strip, columns + t * stride, stride, first == 0, y + t, p);
+    }
 }
 
 static int64_t tiles(const Group& g) { return ceil_div(g.count, WIDTH); }
@@ -258,8 +367,8 @@ static inline void store_pairs(const float* h, char* out) {
   }
 }
 
-// Panels that are computed together: the more, the fewer times a tile of tokens is read.
-static int together(int64_t tiles) { return tiles == 1 ? 4 : 2; }
+// Products that are computed together: the more, the fewer times a tile of tokens is read.
+static int together(int64_t tiles, bool strips) { return tiles == 1 || strips ? 4 : 2; }
 
 // Features of panels first to last of h.
 static void up(const Arguments& a, const Group& g, int64_t first, int64_t last) {
@@ -267,23 +376,25 @@ static void up(const Arguments& a, const Group& g, int64_t first, int64_t last) 
   constexpr int EACH = GATED ? 2 : 1;  // products that a feature needs
   alignas(64) float y[MOST][4][PANEL * WIDTH], h[PANEL * WIDTH];
   std::vector<Panel> w, next;
-  const int64_t in = tile_bytes(a.up), out = tile_bytes(a.down), step = together(tiles(g)) / EACH;
+  const bool strips = in_groups(a.up) && (!GATED || in_groups(a.gate));
+  const int64_t in = tile_bytes(a.up), out = tile_bytes(a.down), step = together(tiles(g), strips) / EACH;
   for (int64_t panel = first; panel < last; panel += step) {
     const int panels = int(std::min(step, last - panel));
     w.clear(), next.clear();
-    for (int64_t p = panel; p < panel + panels; ++p) {
-      const int64_t then = std::min(p + panels, a.up.panels() - 1);
-      w.emplace_back(a.up, g.expert, p), next.emplace_back(a.up, g.expert, then);
-      if (GATED) w.emplace_back(a.gate, g.expert, p), next.emplace_back(a.gate, g.expert, then);
-    }
+    for (const Matrix* m : {&a.up, &a.gate})
+      for (int64_t p = panel; p < panel + panels && (GATED || m == &a.up); ++p) {
+        w.emplace_back(*m, g.expert, p);
+        next.emplace_back(*m, g.expert, std::min(p + panels, m->panels() - 1));
+      }
     for (int64_t begin = 0; begin < tiles(g); begin += MOST) {
       const int64_t count = std::min<int64_t>(MOST, tiles(g) - begin);
-      multiply(w.data(), next.data(), panels * EACH, a.up.cols, g.x + begin * in, in, count, y);
+      const auto product = strips && panel % 2 == 0 && panels % 2 == 0 ? multiply_strips : multiply;
+      product(w.data(), next.data(), panels * EACH, a.up.cols, g.x + begin * in, in, count, y);
       for (int64_t t = 0; t < count; ++t) {
         char* tile = g.h + (begin + t) * out;
         for (int p = 0; p < panels; ++p) {
-          float(*sums)[PANEL * WIDTH] = y[t] + p * EACH;
-          activate_panel(a, g.expert, panel + p, WIDTH, sums[EACH - 1], sums[0], h);
+          float* gate = y[t][GATED ? panels + p : p];
+          activate_panel(a, g.expert, panel + p, WIDTH, gate, y[t][p], h);
           store_pairs(h, tile + (panel + p) * TILE / 2);
         }
         const int64_t filled = (panel + panels) * TILE / 2;
@@ -298,7 +409,8 @@ static void down(const Arguments& a, const Group& g, int64_t first, int64_t last
   const Unit unit;
   alignas(64) float y[MOST][4][PANEL * WIDTH];
   std::vector<Panel> w, next;
-  const int64_t stride = tile_bytes(a.down), step = together(tiles(g));
+  const bool strips = in_groups(a.down);
+  const int64_t stride = tile_bytes(a.down), step = together(tiles(g), strips);
   for (int64_t panel = first; panel < last; panel += step) {
     const int panels = int(std::min(step, last - panel));
     w.clear(), next.clear();
@@ -310,7 +422,8 @@ static void down(const Arguments& a, const Group& g, int64_t first, int64_t last
     }
     for (int64_t begin = 0; begin < tiles(g); begin += MOST) {
       const int64_t count = std::min<int64_t>(MOST, tiles(g) - begin);
-      multiply(w.data(), next.data(), panels, a.down.cols, g.h + begin * stride, stride, count, y);
+      const auto product = strips && panel % 2 == 0 && panels % 2 == 0 ? multiply_strips : multiply;
+      product(w.data(), next.data(), panels, a.down.cols, g.h + begin * stride, stride, count, y);
       for (int64_t t = 0; t < count; ++t)
         for (int p = 0; p < panels; ++p)
           accumulate_tile(a, g, (begin + t) * WIDTH, panel + p, WIDTH, y[t][p], out);
