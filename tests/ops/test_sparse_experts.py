@@ -33,6 +33,7 @@ CONFIGS = {
     "float32 2:4:64": SparsityConfig(2, 4, 64, group=2),
     "bfloat16 2:4:16": SparsityConfig(2, 4, 16),
     "bfloat16 1:2:128/16": SparsityConfig(1, 2, 128, group=16),
+    "bfloat16 1:2:32/64": SparsityConfig(1, 2, 32, group=64),
     "float32 1:1:128": SparsityConfig(1, 1, 128),
 }
 ISAS = [pytest.param(isa, id=isa.name) for isa in usable_isas("bfloat16")]
@@ -105,12 +106,16 @@ def test_tokens_and_ragged_shapes(isa: Isa, name: str) -> None:
         assert error(run(kernel, packed), expected_of(dense)) <= TOLERANCE[dtype], (tokens, h, i)
 
 
+@pytest.mark.parametrize("group", [1, 16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("isa", ISAS)
-def test_no_worse_than_eager_and_threads_change_nothing(isa: Isa, dtype: torch.dtype) -> None:
-    """Also with one hot expert; sums have one order whatever the number of threads."""
+def test_no_worse_than_eager_and_threads_change_nothing(isa: Isa, dtype: torch.dtype, group: int) -> None:
+    """Also with one hot expert; sums have one order whatever the number of threads.
+
+    With more threads, pieces of work are single panels, too small for what skips dropped rows of a group.
+    """
     skip_unless_for(isa, dtype)
-    config, name = SparsityConfig(1, 2, 32), str(dtype).removeprefix("torch.")
+    config, name = SparsityConfig(1, 2, 32, group=group), str(dtype).removeprefix("torch.")
     kernel = kernel_of(isa, name, config, ACTIVATIONS["concatenated"], True)
     args = operands(1, 90, 2, 12, 128, 96, "concatenated", "out_in", False, dtype)
     args[1][10:, 0] = 5

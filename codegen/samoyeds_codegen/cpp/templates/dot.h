@@ -12,10 +12,11 @@ static inline uint32_t load_codes(const uint16_t* metadata, bool whole) {
   return STEP == 32 && whole ? metadata[0] | uint32_t(metadata[1]) << 16 : metadata[0];
 }
 
-// Fetch the panel that comes next: it is as long as this one, so its step k is due when this one's step k runs.
+// Fetch the panel that comes next: it is as long as this one, so its step k is due when this one's step k runs. Values
+// go to the second cache only: the first one has just room for this panel and the tokens.
 static inline void prefetch_values(const Panel& next, int r, int64_t k) {
   constexpr int every = int(64 / (LANES * sizeof(Weight)));
-  if (k % every == 0) __builtin_prefetch(next.values[r] + k * LANES);
+  if (k % every == 0) __builtin_prefetch(next.values[r] + k * LANES, 0, 2);
 }
 static inline void prefetch_positions(const Panel& next, int64_t cols) {
   for (int r = 0; r < ROWS; ++r) {
