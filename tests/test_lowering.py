@@ -53,8 +53,10 @@ def test_form(style, tokens, grad, dynamic, gathered):
 @pytest.mark.parametrize("style", ["gathered", "grouped"])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_kernel(style, dynamic):
-    """One op for the whole block, for all numbers of tokens, but only without gradients."""
-    assert lowered_ops(style, 4, False, dynamic, torch.float32) == ["samoyeds.experts_dense.default"]
+    """One op for the whole block, but only without gradients, and not where few small weights are gathered."""
+    small = style == "gathered" and not dynamic
+    expected = "samoyeds.experts_gathered.default" if small else "samoyeds.experts_dense.default"
+    assert lowered_ops(style, 4, False, dynamic, torch.float32) == [expected]
     assert "samoyeds.expert_up.default" in lowered_ops(style, 4, True, dynamic, torch.float32)
 
 
@@ -66,6 +68,14 @@ def test_more_tokens_never_turn_the_choice_back():
         ]
     assert choices[0] and not choices[-1]
     assert choices == sorted(choices, reverse=True)
+
+
+@torch.no_grad()
+def test_a_kernel_beats_large_gathered_weights():
+    x = torch.empty(1, 8)
+    assert prefers_gathered("gathered", x, x, 200_000, 64, kernel=True)
+    assert prefers_gathered("gathered", x, x, 20_000_000, 64)
+    assert not prefers_gathered("gathered", x, x, 20_000_000, 64, kernel=True)
 
 
 def lowered_call(op, args):

@@ -28,10 +28,11 @@ def lower_experts(module: fx.GraphModule) -> list[KernelChoice]:
 def _lower(graph: fx.Graph, node: fx.Node) -> KernelChoice:
     last, choice = node.prev, _choose_kernel(node)
     with graph.inserting_before(node):
-        if choice.op is not None:
-            out = graph.call_function(choice.op, node.args)
-        elif not choice.packed and _prefers_gathered(node):
+        if not choice.packed and _prefers_gathered(node, choice.op is not None):
+            choice = KernelChoice(False, None, "gathered weights are faster for so few tokens")
             out = graph.call_function(torch.ops.samoyeds.experts_gathered.default, node.args)
+        elif choice.op is not None:
+            out = graph.call_function(choice.op, node.args)
         else:
             out = _emit_stages(graph, node)
     added = nodes_between(last, node)
@@ -65,14 +66,14 @@ def _choose_kernel(node: fx.Node) -> KernelChoice:
     return choose_kernel(gate, up, down, activation, gate_up_layout, weight_layout, weighting, compute_dtype)
 
 
-def _prefers_gathered(node: fx.Node) -> bool:
+def _prefers_gathered(node: fx.Node, kernel: bool) -> bool:
     x, expert_ids, *_ = _examples(node.args[:2])
     operands = [weights for weights in map(_examples, node.args[3:6]) if weights]
     if not all(is_stack(weights) for weights in operands):
         return False
     experts = num_experts(operands[0])
     expert_bytes = sum(w.numel() * w.element_size() for (w,) in operands) // experts
-    return prefers_gathered(node.meta.get(FAMILY, ""), x, expert_ids, expert_bytes, experts)
+    return prefers_gathered(node.meta.get(FAMILY, ""), x, expert_ids, expert_bytes, experts, kernel)
 
 
 def _examples(nodes: Any) -> list[torch.Tensor]:

@@ -123,7 +123,7 @@ def test_dumped_programs_run_and_agree(tmp_path, style, train):
     programs = ["after_lower.py", "after_rewrite.py", *routers, "before.py", "graph.json"]
     assert sorted(p.name for p in folder.iterdir()) == programs
     assert "samoyeds.moe_experts" in (folder / "after_rewrite.py").read_text()
-    stage = "expert_up" if train else "experts_dense"
+    stage = "expert_up" if train else "experts_gathered" if style == "gathered" else "experts_dense"  # six tokens
     assert f"samoyeds.{stage}" in (folder / "after_lower.py").read_text()
     for name in ("before", "after_rewrite", "after_lower"):
         result = subprocess.run([sys.executable, str(folder / f"{name}.py")], capture_output=True, text=True)
