@@ -60,8 +60,12 @@ class Compiled:
 
 
 def compile_arms(blocks: Blocks, patterns: Sequence[str], peers: Sequence[str], dtype: torch.dtype) -> Compiled:
-    """Each arm is a ``torch.compile`` of the unmodified module with a symbolic number of tokens."""
+    """Each arm is a ``torch.compile`` of the unmodified module with a symbolic number of tokens.
+
+    All arms share the code of one class, and Dynamo gives up on code that was compiled too often.
+    """
     torch._dynamo.reset()
+    torch._dynamo.config.recompile_limit = 8 * (len(patterns) + len(peers))
     reports = {pattern: Report() for pattern in patterns}
     calls: dict[str, Callable[[Tensor], Tensor]] = {}
     for pattern in patterns:
