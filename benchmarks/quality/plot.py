@@ -63,6 +63,8 @@ def _fitted(axes: Any, rows: list[dict[str, Any]]) -> None:
     for goal in (0, 3, 5):
         axes.axvline(goal, color="0.6", lw=1, ls="--" if goal else "-")
     axes.set_xscale("symlog", linthresh=10)
+    ticks = [0, 3, 5, 10, 20, 50]
+    axes.set_xticks(ticks, map(str, ticks))
     axes.set_yticks(range(len(rows)), map(_name, rows), fontsize=8)
     axes.invert_yaxis()
     axes.set(
