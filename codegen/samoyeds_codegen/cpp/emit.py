@@ -23,11 +23,11 @@ def emit(spec: ExpertsSpec | DenseExpertsSpec, isa: Isa) -> str:
     includes = [*_INCLUDES, *(["immintrin.h"] if isa.features else [])]
     if isinstance(spec, ExpertsSpec):
         constants, many = _packed_constants(spec, isa), isa.many
-        weights, kernels = ["packed_matrix.h", "packed.h", isa.header], ["dot.h", f"{isa.many}.h"]
+        weights, kernels = ["packed_matrix.h", "packed.h", isa.header], ["dot.h", "dot_panels.h", f"{isa.many}.h"]
     else:
         constants, many = [f"constexpr int DOT_TOKENS = {isa.dense_dot_tokens};"], _DENSE[isa.many]
         weights = ["dense_matrix.h", isa.header, "dense.h"]
-        kernels = ["dense_dot.h", f"dense_{many.removeprefix('dense_')}.h"]
+        kernels = ["dense_dot.h", "dot_panels.h", f"dense_{many.removeprefix('dense_')}.h"]
     parts = [
         f"// Samoyeds experts: {spec}, for {isa.name}. Generated, do not edit.",
         "\n".join(f"#include <{name}>" for name in includes),

@@ -1,0 +1,56 @@
+// Few tokens an expert, any weights: their rows, and the panels of both products, by `multiply`.
+
+namespace dot {
+
+static int64_t width(const Matrix& w) { return round_up(w.cols, 32); }
+static int64_t bytes(int64_t count, const Matrix& w) { return count * width(w) * int64_t(sizeof(float)); }
+
+// One token as floats, padded with zeros.
+static void gather(const Arguments& a, int64_t token, char* rows) {
+  const Weight* row = a.x + token * a.x_stride;
+  float* x = reinterpret_cast<float*>(rows) + token * width(a.up);
+  for (int64_t i = 0; i < a.hidden; ++i) x[i] = to_float(row[i]);
+  std::fill(x + a.hidden, x + width(a.up), 0.0f);
+}
+
+// Features of panels first to last of h = activation(gate, up), [slots, width(down)].
+static void up(const Arguments& a, const Group& g, int64_t first, int64_t last) {
+  for (int64_t panel = first; panel < last; ++panel) {
+    const bool ends = panel + 1 == a.up.panels();
+    const Panel ups(a.up, g.expert, panel), gates(a.gate, g.expert, panel);
+    const Panel next(GATED ? a.gate : a.up, g.expert, ends ? panel : panel + 1);
+    for (int64_t s = 0; s < g.count; s += TOKENS) {
+      const int tokens = int(std::min<int64_t>(TOKENS, g.count - s));
+      const float* x[TOKENS];
+      float gate[TOKENS][PANEL], up[TOKENS][PANEL];
+      for (int t = 0; t < tokens; ++t) x[t] = reinterpret_cast<float*>(g.x) + g.slots[s + t].token * width(a.up);
+      if (GATED) multiply(tokens, gates, ups, a.gate.cols, x, gate);
+      multiply(tokens, ups, next, a.up.cols, x, up);
+      for (int t = 0; t < tokens; ++t) {
+        float* h = reinterpret_cast<float*>(g.h) + (s + t) * width(a.down);
+        activate_panel(a, g.expert, panel, 1, gate[t], up[t], h + panel * PANEL);
+        if (ends) std::fill(h + (panel + 1) * PANEL, h + width(a.down), 0.0f);
+      }
+    }
+  }
+}
+
+// Adds what the expert gives for rows of panels first to last of out, [T, H].
+static void down(const Arguments& a, const Group& g, int64_t first, int64_t last, float* out) {
+  for (int64_t panel = first; panel < last; ++panel) {
+    const bool ends = panel + 1 == last;
+    const Panel w(a.down, g.expert, panel), next(a.down, ends ? g.next_expert : g.expert, ends ? first : panel + 1);
+    for (int64_t s = 0; s < g.count; s += TOKENS) {
+      const int tokens = int(std::min<int64_t>(TOKENS, g.count - s));
+      const float* h[TOKENS];
+      float y[TOKENS][PANEL];
+      for (int t = 0; t < tokens; ++t) h[t] = reinterpret_cast<float*>(g.h) + (s + t) * width(a.down);
+      multiply(tokens, w, next, a.down.cols, h, y);
+      for (int t = 0; t < tokens; ++t) {
+        add_bias(a.down, g.expert, panel, 1, y[t]);
+        accumulate(a, g.slots[s + t], panel, y[t], out);
+      }
+    }
+  }
+}
+}  // namespace dot
