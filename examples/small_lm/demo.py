@@ -2,10 +2,10 @@
 
     python -m examples.small_lm.demo [--threads N] [--windows N] [--prompt TEXT]
 
-Three models: dense; 2:4, pruned here and now by the second-order method, without training; 75 %, read from a packed
-checkpoint that was trained after pruning (`recover.py`). Each is compiled with Samoyeds and run on text that no model
-was trained on: docstrings of the packages installed here. The exit status is 1 if a compiled model differs from its
-eager one.
+Three models: dense; 2:4, pruned here and now and fitted layer by layer to what the dense one gave, without labels; and
+75 %, read from a packed checkpoint that was trained after pruning (`recover.py`). Each is compiled with Samoyeds and
+run on text that no model was trained on: docstrings of the packages installed here. The exit status is 1 if a compiled
+model differs from its eager one.
 """
 
 from __future__ import annotations
@@ -76,9 +76,8 @@ def plain_24() -> MixtralForCausalLM:
     """2:4 experts: one call, calibrated on held-out documents that are not measured on."""
     model, tokenizer = small.load(torch.bfloat16), small.tokenizer()
     some = corpus.tokens(corpus.held_out()[::2], tokenizer)
-    windows = corpus.windows(some, small.CONTEXT, 32)
-    given = list(windows.split(16))
-    sparsify_(model, SparsityConfig(1, 1, 32), method="second_order", calibration=given, permute=True, progress=False)
+    given = list(corpus.windows(some, small.CONTEXT, 64).split(16))
+    sparsify_(model, SparsityConfig(1, 1, 32), calibration=given, permute=True, reconstruct=60, progress=False)
     return model
 
 
