@@ -86,6 +86,7 @@ def test_refused(changes: dict, error: type[Exception]) -> None:
         (("float64", "gate * up", True), UnsupportedSpecError),
         (("float32", "silu(x)", True), UnsupportedSpecError),
         (("float32", "gate * up", False), UnsupportedSpecError),
+        (("float32", "to(gate, 'bfloat16') * up", True), UnsupportedSpecError),
         (("float32", "to(x, 'float16')", False), UnsupportedSpecError),
         (("float32", "open(x)", False), ExpressionError),
     ],

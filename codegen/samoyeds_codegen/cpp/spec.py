@@ -24,6 +24,8 @@ def _check(dtype: str, activation: str, gated: bool) -> None:
     offered = set(expr.GATED_NAMES) if gated else {expr.PLAIN_NAME}
     _require(expr.names(activation) <= offered, f"activation {activation!r} reads other names")
     to_cpp(activation)
+    rounds = dtype == "float32" and "'bfloat16'" in activation
+    _require(not rounds, "the activation rounds to bfloat16, which sums in another order than PyTorch's tip over")
 
 
 @dataclass(frozen=True)
