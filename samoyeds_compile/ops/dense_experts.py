@@ -14,12 +14,11 @@ from torch import Tensor
 from samoyeds_codegen.cpp.kernel import experts_kernel
 from samoyeds_codegen.cpp.spec import DenseExpertsSpec
 from samoyeds_codegen.errors import KernelError
-from samoyeds_compile.ops.expert_down import expert_down
-from samoyeds_compile.ops.expert_up import expert_up
 from samoyeds_compile.ops.experts_dense import lies_in_rows
-from samoyeds_compile.ops.library import bad_operand, define_opaque
+from samoyeds_compile.ops.library import bad_operand
+from samoyeds_compile.ops.moe_experts import moe_experts
+from samoyeds_compile.ops.one_kernel import check_tokens, define_kernel_op
 from samoyeds_compile.ops.operands import in_width, is_stack, num_experts
-from samoyeds_compile.ops.route import route
 
 logger = logging.getLogger(__name__)
 
@@ -70,33 +69,12 @@ def dense_experts(
         logger.warning("samoyeds::dense_experts runs without a kernel: %s", error)
         in_rows = False
     if not in_rows:
-        return _without_kernel(x_TH, expert_ids_TK, expert_weights_TK, gate_E, up_E, down_E, *biases, spec.activation,
-                               gate_up_layout, weight_layout, out_dtype)  # fmt: skip
+        return moe_experts(x_TH, expert_ids_TK, expert_weights_TK, gate_E, up_E, down_E, *biases, spec.activation,
+                           gate_up_layout, weight_layout, "output", x_TH.dtype, out_dtype)  # fmt: skip
     return torch.ops.samoyeds.dense_experts(  # type: ignore[no-any-return]
         x_TH, expert_ids_TK, expert_weights_TK, gate_E, up_E, down_E, *biases, kernel, gate_up_layout, weight_layout,
         out_dtype,
     )  # fmt: skip
-
-
-def _without_kernel(
-    x_TH: Tensor,
-    expert_ids_TK: Tensor,
-    expert_weights_TK: Tensor,
-    gate_E: Sequence[Tensor],
-    up_E: Sequence[Tensor],
-    down_E: Sequence[Tensor],
-    gate_bias_E: Tensor | None,
-    up_bias_E: Tensor | None,
-    down_bias_E: Tensor | None,
-    activation: str,
-    gate_up_layout: str,
-    weight_layout: str,
-    out_dtype: torch.dtype,
-) -> Tensor:
-    plan, dtype = route(expert_ids_TK, num_experts(up_E)), x_TH.dtype
-    h_SI = expert_up(x_TH, *plan, gate_E, up_E, gate_bias_E, up_bias_E, None, activation, gate_up_layout,
-                     weight_layout, dtype)  # fmt: skip
-    return expert_down(h_SI, *plan, down_E, down_bias_E, expert_weights_TK, weight_layout, dtype, out_dtype)
 
 
 def _check(
@@ -112,11 +90,7 @@ def _check(
 ) -> None:
     """Everything that a kernel takes for granted, as it would read beyond its operands."""
     op, hidden = "dense_experts", x_TH.shape[-1]
-    if x_TH.device.type != "cpu" or x_TH.dim() != 2:
-        raise bad_operand(op, "x", f"lies on {x_TH.device}, rank {x_TH.dim()}", "pass [T, H] on the CPU")
-    if expert_ids_TK.shape != expert_weights_TK.shape or expert_ids_TK.shape[:-1] != x_TH.shape[:-1]:
-        shapes = f"{list(expert_ids_TK.shape)} and {list(expert_weights_TK.shape)}"
-        raise bad_operand(op, "expert_ids and expert_weights", f"have shapes {shapes}", "pass [T, K] both")
+    check_tokens(op, x_TH, expert_ids_TK, expert_weights_TK)
     experts, width = num_experts(up_E), in_width(down_E, in_out)
     rows = 2 * width if gate_up_layout in ("concatenated", "interleaved") else width
     expected = {"gate": (gate_E, width, hidden), "up": (up_E, rows, hidden), "down": (down_E, hidden, width)}
@@ -132,16 +106,6 @@ def _check(
             raise bad_operand(op, f"{name}_bias", f"is {bias.dtype} {list(bias.shape)}", f"pass [{experts}, {out}]")
 
 
-def _fake(x_TH: Tensor, *rest: object) -> Tensor:
-    out_dtype = rest[-1]
-    assert isinstance(out_dtype, torch.dtype)
-    return x_TH.new_empty(x_TH.shape, dtype=out_dtype)
-
-
-_OPERANDS = (
-    "Tensor x, Tensor expert_ids, Tensor expert_weights, Tensor[] gate, Tensor[] up, Tensor[] down, Tensor? gate_bias, "
-    "Tensor? up_bias, Tensor? down_bias, str kernel, str gate_up_layout, str weight_layout, ScalarType out_dtype"
+define_kernel_op(
+    "dense_experts", "str kernel, str gate_up_layout, str weight_layout, ScalarType out_dtype", dense_experts
 )
-define_opaque(f"dense_experts({_OPERANDS}) -> Tensor", dense_experts, _fake)
-# What C++ calls if it has no kernel.
-define_opaque(f"dense_experts_loading({_OPERANDS}) -> Tensor", dense_experts, _fake)

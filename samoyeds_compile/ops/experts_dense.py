@@ -15,6 +15,7 @@ from samoyeds_codegen.errors import UnsupportedSpecError
 from samoyeds_codegen.expr import ExpressionError
 from samoyeds_compile.ops.library import define_composite
 from samoyeds_compile.ops.moe_experts import OPERANDS, check_canonical
+from samoyeds_compile.ops.one_kernel import needs_gradients, refusal
 from samoyeds_compile.ops.operands import is_stack
 from samoyeds_compile.sparsity.tensor import PackedTensor
 
@@ -47,7 +48,7 @@ def experts_dense(
     )  # fmt: skip
     operands = [x_TH, expert_weights_TK, *gate_E, *up_E, *down_E, gate_bias_E, up_bias_E, down_bias_E]
     spec = dense_spec(gate_E, up_E, down_E, activation, gate_up_layout, weight_layout, weighting, compute_dtype)
-    if isinstance(spec, str) or _needs_gradients(operands):
+    if isinstance(spec, str) or needs_gradients(operands):
         return torch.ops.samoyeds.moe_experts(  # type: ignore[no-any-return]
             x_TH, expert_ids_TK, expert_weights_TK, gate_E, up_E, down_E, gate_bias_E, up_bias_E, down_bias_E,
             activation, gate_up_layout, weight_layout, weighting, compute_dtype, out_dtype,
@@ -74,12 +75,8 @@ def dense_spec(
     weights = [*gate_E, *up_E, *down_E]
     if any(isinstance(w, PackedTensor) for w in weights):
         return "some weights are packed"
-    if any(w.device.type != "cpu" for w in weights):
-        return "weights are not on the CPU"
-    if any(w.dtype != compute_dtype for w in weights):
-        return f"weights are not {compute_dtype}, in which the block computes"
-    if weighting != "output":
-        return "routing weights multiply what goes into the experts"
+    if (reason := refusal(weights, weighting, compute_dtype)) is not None:
+        return reason
     if not all(lies_in_rows(ws, weight_layout == "in_out") for ws in (gate_E, up_E, down_E) if ws):
         return "the weights of one output are not contiguous"
     try:
@@ -94,10 +91,6 @@ def lies_in_rows(weights: Sequence[Tensor], in_out: bool) -> bool:
     into, out = (-2, -1) if in_out else (-1, -2)
     distinct = is_stack(weights) or all(w.stride() == strides for w in weights)
     return distinct and strides[into] == 1 and strides[out] >= weights[0].shape[into]
-
-
-def _needs_gradients(tensors: Sequence[Tensor | None]) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 define_composite(f"experts_dense({OPERANDS}) -> Tensor", experts_dense)

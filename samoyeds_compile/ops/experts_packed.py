@@ -1,6 +1,6 @@
 """``samoyeds::experts_packed``: the canonical op on packed weights, computed by `sparse_experts`.
 
-The lowering chooses it (see `samoyeds_compile.lower.choose`). Here packed weights are still tensors of their own kind;
+The lowering chooses it (see `samoyeds_compile.lower.kernels`). Here packed weights are still tensors of their own kind;
 below, the kernel sees what they consist of.
 """
 
@@ -16,6 +16,7 @@ from samoyeds_codegen.errors import UnsupportedSpecError
 from samoyeds_codegen.expr import ExpressionError
 from samoyeds_compile.ops.library import define_composite
 from samoyeds_compile.ops.moe_experts import OPERANDS, check_canonical
+from samoyeds_compile.ops.one_kernel import needs_gradients, refusal
 from samoyeds_compile.sparsity.tensor import PackedTensor
 
 
@@ -49,7 +50,7 @@ def experts_packed(
         gate_E, up_E, down_E, activation, gate_up_layout, weight_layout, weighting, compute_dtype
     )  # fmt: skip
     biases = (gate_bias_E, up_bias_E, down_bias_E)
-    if isinstance(spec, str) or _needs_gradients(x_TH, expert_weights_TK, *biases):
+    if isinstance(spec, str) or needs_gradients((x_TH, expert_weights_TK, *biases)):
         return torch.ops.samoyeds.moe_experts(  # type: ignore[no-any-return]
             x_TH, expert_ids_TK, expert_weights_TK, gate_E, up_E, down_E, *biases, activation, gate_up_layout,
             weight_layout, weighting, compute_dtype, out_dtype,
@@ -84,12 +85,8 @@ def kernel_spec(
         return "the projections have different patterns"
     if config.inner != "2:4":
         return f"there is no kernel for the pattern {config}"
-    if any(w.device.type != "cpu" for w in packed):
-        return "weights are not on the CPU"
-    if any(w.dtype != compute_dtype for w in packed):
-        return f"weights are not {compute_dtype}, in which the block computes"
-    if weighting != "output":
-        return "routing weights multiply what goes into the experts"
+    if (reason := refusal(packed, weighting, compute_dtype)) is not None:
+        return reason
     if any(w.form.flipped != (weight_layout == "in_out") for w in packed):
         return "the sum runs over the rows of the packed matrices"
     if [_is_interleaved(ws) for ws in (gate_E, up_E, down_E)] != [False, gate_up_layout == "interleaved", False]:
@@ -128,10 +125,6 @@ def _storage(weights: Sequence[Tensor]) -> list[Tensor]:
 
 def _bias(bias_E: Tensor | None, rows: int, dtype: torch.dtype) -> Tensor | None:
     return None if bias_E is None else bias_E.to(dtype).expand(-1, rows)
-
-
-def _needs_gradients(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 define_composite(f"experts_packed({OPERANDS}) -> Tensor", experts_packed)

@@ -15,10 +15,9 @@ from torch import Tensor
 from samoyeds_codegen.cpp.kernel import experts_kernel
 from samoyeds_codegen.cpp.spec import ExpertsSpec
 from samoyeds_codegen.errors import KernelError
-from samoyeds_compile.ops.expert_down import expert_down
-from samoyeds_compile.ops.expert_up import expert_up
-from samoyeds_compile.ops.library import bad_operand, define_opaque
-from samoyeds_compile.ops.route import route
+from samoyeds_compile.ops.library import bad_operand
+from samoyeds_compile.ops.moe_experts import moe_experts
+from samoyeds_compile.ops.one_kernel import check_tokens, define_kernel_op
 from samoyeds_compile.sparsity.config import SparsityConfig
 from samoyeds_compile.sparsity.pack import packed_shapes
 from samoyeds_compile.sparsity.tensor import Form, PackedTensor
@@ -110,15 +109,12 @@ def _without_kernel(
     if gate_up_layout == "interleaved":
         gate_up_layout = "concatenated"
         up_bias_E = None if up_bias_E is None else torch.cat([up_bias_E[:, ::2], up_bias_E[:, 1::2]], dim=1)
-    hidden, dtype = x_TH.shape[1], x_TH.dtype
-    plan = route(expert_ids_TK, _experts(up, 3 if config.n < config.m else 2))
-    h_SI = expert_up(
-        x_TH, *plan, _wrapped(gate, config, width, hidden), _wrapped(up, config, packed_rows, hidden), gate_bias_E,
-        up_bias_E, None, activation, gate_up_layout, "out_in", dtype,
+    hidden = x_TH.shape[1]
+    return moe_experts(
+        x_TH, expert_ids_TK, expert_weights_TK, _wrapped(gate, config, width, hidden),
+        _wrapped(up, config, packed_rows, hidden), _wrapped(down, config, hidden, width), gate_bias_E, up_bias_E,
+        down_bias_E, activation, gate_up_layout, "out_in", "output", x_TH.dtype, out_dtype,
     )  # fmt: skip
-    return expert_down(
-        h_SI, *plan, _wrapped(down, config, hidden, width), down_bias_E, expert_weights_TK, "out_in", dtype, out_dtype
-    )
 
 
 def _wrapped(tensors: Sequence[Tensor], config: SparsityConfig, rows: int, cols: int) -> list[Tensor]:
@@ -143,11 +139,7 @@ def _check(
 ) -> None:
     """Everything that a kernel takes for granted, as it would read beyond its operands."""
     op, hidden = "sparse_experts", x_TH.shape[-1]
-    if x_TH.device.type != "cpu" or x_TH.dim() != 2:
-        raise bad_operand(op, "x", f"lies on {x_TH.device}, rank {x_TH.dim()}", "pass [T, H] on the CPU")
-    if expert_ids_TK.shape != expert_weights_TK.shape or expert_ids_TK.shape[:-1] != x_TH.shape[:-1]:
-        shapes = f"{list(expert_ids_TK.shape)} and {list(expert_weights_TK.shape)}"
-        raise bad_operand(op, "expert_ids and expert_weights", f"have shapes {shapes}", "pass [T, K] both")
+    check_tokens(op, x_TH, expert_ids_TK, expert_weights_TK)
     rows = 2 * width if gate_up_layout in ("concatenated", "interleaved") else width
     experts = _experts(up, 3 if config.n < config.m else 2)
     shapes_of = {"gate": (gate, width, hidden), "up": (up, rows, hidden), "down": (down, hidden, width)}
@@ -168,18 +160,4 @@ def _storage_shapes(experts: int, stacked: bool, rows: int, cols: int, config: S
     return [(experts, *shape) for shape in found] if stacked else [shape for shape in found for _ in range(experts)]
 
 
-def _fake(
-    x_TH: Tensor, ids: Tensor, weights: Tensor, gate: Sequence[Tensor], up: Sequence[Tensor], *rest: object
-) -> Tensor:
-    out_dtype = rest[-1]
-    assert isinstance(out_dtype, torch.dtype)
-    return x_TH.new_empty(x_TH.shape, dtype=out_dtype)
-
-
-_OPERANDS = (
-    "Tensor x, Tensor expert_ids, Tensor expert_weights, Tensor[] gate, Tensor[] up, Tensor[] down, Tensor? gate_bias, "
-    "Tensor? up_bias, Tensor? down_bias, str kernel, int width, str gate_up_layout, ScalarType out_dtype"
-)
-define_opaque(f"sparse_experts({_OPERANDS}) -> Tensor", sparse_experts, _fake)
-# What C++ calls if it has no kernel.
-define_opaque(f"sparse_experts_loading({_OPERANDS}) -> Tensor", sparse_experts, _fake)
+define_kernel_op("sparse_experts", "str kernel, int width, str gate_up_layout, ScalarType out_dtype", sparse_experts)

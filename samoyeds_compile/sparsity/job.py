@@ -79,9 +79,10 @@ class Job:
                     reports, fit = self._reconstruct(layer, of_layer)
                     done, fitted = done + reports, [*fitted, fit]
                     self.bar.advance(task, len(reports))
-                for block in () if self.steps else layer:
-                    done += self._sparsify(block, of_layer)
-                    self.bar.advance(task, len(block.chosen))
+                else:
+                    for block in layer:
+                        done += self._sparsify(block, of_layer)
+                        self.bar.advance(task, len(block.chosen))
         except Exception as error:
             if not done:
                 raise
@@ -116,7 +117,7 @@ class Job:
         assert self.inputs is not None
         name, module = holder(layer[0], self.model)
         task = self.bar.add_task(f"reconstruct {name}", total=len(self.inputs) + self.steps)
-        calls = record(self.model, module, self.inputs, lambda: self.bar.advance(task))
+        calls = record(self.model, [module], self.inputs, lambda: self.bar.advance(task))[module]
         pruned = [self._prune(block, stats, as_masters=True) for block in layer]
         found = [each for p in pruned for each in p.made if isinstance(each, Masters)]
         biases = [bias for p in pruned for bias in p.biases]

@@ -6,9 +6,8 @@ the layer's output, one layer after the other, each on the inputs that the spars
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,19 +64,22 @@ def holder(block: Block, model: nn.Module) -> tuple[str, nn.Module]:
     return name, model.get_submodule(name)
 
 
-def record(model: nn.Module, module: nn.Module, inputs: list[Any], advance: Callable[[], None]) -> list[Call]:
-    """Every call of a module while the model reads the calibration inputs."""
-    calls: list[Call] = []
+def record(
+    model: nn.Module, modules: Iterable[nn.Module], inputs: list[Any], advance: Callable[[], None]
+) -> dict[nn.Module, list[Call]]:
+    """Every call of some modules while the model reads the calibration inputs."""
+    calls: dict[nn.Module, list[Call]] = {module: [] for module in modules}
 
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         args, kwargs = _kept((args, kwargs))
-        calls.append(Call(args, kwargs, first_tensor(output).detach().clone()))
+        calls[module].append(Call(args, kwargs, first_tensor(output).detach().clone()))
 
-    handle = module.register_forward_hook(hook, with_kwargs=True)
+    handles = [module.register_forward_hook(hook, with_kwargs=True) for module in calls]
     try:
         run(model, inputs, advance)
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     return calls
 
 
@@ -87,8 +89,9 @@ def require_replayable(model: nn.Module, modules: Mapping[str, nn.Module], input
     Raises:
         SparsityError: it does not, as that of a module that keeps a cache, or draws.
     """
+    calls = record(model, modules.values(), [inputs], lambda: None)
     for name, module in modules.items():
-        for call in record(model, module, [inputs], lambda: None):
+        for call in calls[module]:
             with evaluating(module), torch.no_grad():
                 again = first_tensor(functional_call(module, {}, call.args, call.kwargs))
             if again.shape != call.output.shape or not torch.allclose(again, call.output, rtol=1e-2, atol=1e-4):
@@ -131,11 +134,28 @@ def reconstruct(
             path(names[id(m.projection.owner)], m.projection.attribute): m.stored((value * m.mask).to(m.values.dtype))
             for m, value in zip(found, values, strict=True)
         }
-        with evaluating(module):
-            return first_tensor(functional_call(module, {**fixed, **changed}, call.args, call.kwargs))
+        return first_tensor(functional_call(module, {**fixed, **changed}, call.args, call.kwargs))
 
-    before = _error(output, calls)
-    groups = [{"params": [v], "lr": RATE * _size(v, m.mask)} for v, m in zip(values, found, strict=True)]
+    with evaluating(module):
+        before = _error(output, calls)
+        _descend(values, [m.mask for m in found], output, calls, steps, advance)
+        after = _error(output, calls)
+    best = values if after < before else start
+    for m, value in zip(found, best, strict=True):
+        m.values.copy_(torch.where(m.mask, value.detach().to(m.values.dtype), m.values))
+    return LayerReport(name, before, min(before, after))
+
+
+def _descend(
+    values: list[Tensor],
+    masks: list[Tensor],
+    output: Callable[[Call], Tensor],
+    calls: list[Call],
+    steps: int,
+    advance: Callable[[], None],
+) -> None:
+    """Steps of Adam on the values, in place."""
+    groups = [{"params": [v], "lr": RATE * _size(v, mask)} for v, mask in zip(values, masks, strict=True)]
     optimizer = torch.optim.Adam(groups, betas=BETAS)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     for step in range(steps if calls else 0):
@@ -147,11 +167,6 @@ def reconstruct(
         optimizer.step()
         schedule.step()
         advance()
-    after = _error(output, calls)
-    best = values if after < before else start
-    for m, value in zip(found, best, strict=True):
-        m.values.copy_(torch.where(m.mask, value.detach().to(m.values.dtype), m.values))
-    return LayerReport(name, before, min(before, after))
 
 
 def first_tensor(output: Any) -> Tensor:
@@ -164,7 +179,7 @@ def first_tensor(output: Any) -> Tensor:
 
 def _kept(arguments: Any) -> Any:
     """Arguments that stay as they are whatever the model does to its own."""
-    return tree_map_only(Tensor, lambda t: t.detach().clone(), copy.copy(arguments))
+    return tree_map_only(Tensor, lambda t: t.detach().clone(), arguments)
 
 
 @torch.no_grad()

@@ -49,7 +49,8 @@ def test_dense(isa) -> None:
     assert text.startswith(f"// Samoyeds experts: bfloat16 {SPEC.activation}, for {isa.name}.")
     assert "return (silu(at_most(gate, 7.0f)) * up);" in text
     assert max(map(len, text.splitlines())) <= 120
-    assert ("namespace many = dense_amx;" in text) == (isa == AMX) and "metadata" not in text
+    assert ("dense bfloat16 weights, on the matrix unit" in text) == (isa == AMX) and "metadata" not in text
+    assert f"namespace many = {'amx' if isa == AMX else 'gemm'};" in text
 
 
 def test_flags() -> None:

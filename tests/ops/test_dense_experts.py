@@ -117,7 +117,7 @@ def composite(args: list, dtype: torch.dtype, out_dtype: torch.dtype | None = No
 @pytest.mark.parametrize("layout", ACTIVATIONS)
 def test_layouts(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gate and up in any place, with and without bias, either way round, as stacks and as matrices."""
-    monkeypatch.setattr("samoyeds_compile.ops.dense_experts._without_kernel", None)
+    monkeypatch.setattr("samoyeds_compile.ops.dense_experts.moe_experts", None)
     for weight_layout, bias, separate in itertools.product(("out_in", "in_out"), (False, True), ("", "gate,up,down")):
         for tokens in (9, 90):
             args = operands(3, tokens, 3, 5, 40, 24, layout, weight_layout, bias, separate=separate)
@@ -129,7 +129,7 @@ def test_layouts(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("fast_builds")
 def test_slices_of_larger_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows and experts may lie apart."""
-    monkeypatch.setattr("samoyeds_compile.ops.dense_experts._without_kernel", None)
+    monkeypatch.setattr("samoyeds_compile.ops.dense_experts.moe_experts", None)
     args = operands(4, 50, 2, 3, 40, 24, "concatenated", "out_in", False)
     args[4] = [torch.cat([args[4][0]] * 2, dim=1)[:, 48:]]
     args[5] = [torch.cat([args[5][0]] * 2, dim=2)[:, :, 24:]]

@@ -12,10 +12,10 @@ from samoyeds_codegen.cpp.spec import DenseExpertsSpec, ExpertsSpec
 TEMPLATES = Path(__file__).parent / "templates"
 _INCLUDES = "algorithm array atomic cmath cstdint cstring exception new utility vector omp.h".split()
 _WEIGHT = {"float32": "float", "bfloat16": "bf16"}
-
-
-_DENSE = {"spmm": "gemm", "amx": "dense_amx"}
-"""For dense weights, the namespace that stands for a variant's kernel for many tokens."""
+_DENSE = {"spmm": "gemm", "amx": "amx"}
+"""For dense weights, the kernel for many tokens that stands in for a variant's."""
+_SHARED = {"amx": ["amx_tiles.h"]}
+"""What such kernels share, whatever the weights."""
 
 
 def emit(spec: ExpertsSpec | DenseExpertsSpec, isa: Isa) -> str:
@@ -23,11 +23,11 @@ def emit(spec: ExpertsSpec | DenseExpertsSpec, isa: Isa) -> str:
     includes = [*_INCLUDES, *(["immintrin.h"] if isa.features else [])]
     if isinstance(spec, ExpertsSpec):
         constants, many = _packed_constants(spec, isa), isa.many
-        weights, kernels = ["packed_matrix.h", "packed.h", isa.header], ["dot.h", "dot_panels.h", f"{isa.many}.h"]
+        weights, prefix = ["packed_matrix.h", "packed.h", isa.header], ""
     else:
         constants, many = [f"constexpr int DOT_TOKENS = {isa.dense_dot_tokens};"], _DENSE[isa.many]
-        weights = ["dense_matrix.h", isa.header, "dense.h"]
-        kernels = ["dense_dot.h", "dot_panels.h", f"dense_{many.removeprefix('dense_')}.h"]
+        weights, prefix = ["dense_matrix.h", isa.header, "dense.h"], "dense_"
+    kernels = [f"{prefix}dot.h", "dot_panels.h", *_SHARED.get(many, []), f"{prefix}{many}.h"]
     parts = [
         f"// Samoyeds experts: {spec}, for {isa.name}. Generated, do not edit.",
         "\n".join(f"#include <{name}>" for name in includes),

@@ -1,31 +1,11 @@
 // Many tokens an expert, bfloat16, on the matrix unit: 16 output rows times 16 tokens, 32 columns at a time.
 //
 // Weights are expanded to dense rows, a block of chunks at a time, which stay in the first cache while all tokens go
-// over them; meanwhile the next block is expanded. Tokens lie in tiles as the unit wants them: for 32 columns [16 pairs
-// of columns, 16 tokens] of two bf16.
+// over them; meanwhile the next block is expanded.
 
 namespace amx {
 
-constexpr int WIDTH = 16;    // tokens of a tile
-constexpr int COLUMNS = 32;  // of a chunk
-constexpr int TILE = 1024;   // bytes of a chunk of a tile, and of expanded weights
-constexpr int SPACE = 8;    // expanded tiles at a time; twice as many fill a third of the first cache, beside tokens
-constexpr int MOST = 32;     // tiles whose sums are kept at a time
-
-struct Configuration {
-  uint8_t palette = 1, start = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-// The unit is set up while one of these lives.
-struct Unit {
-  Unit() {
-    const Configuration whole;
-    _tile_loadconfig(&whole);
-  }
-  ~Unit() { _tile_release(); }
-};
+constexpr int SPACE = 8;  // expanded tiles at a time; twice as many fill a third of the first cache, beside tokens
 
 // Of which of its 32 columns a row keeps values, for BATCH chunks: each code of two positions becomes four bits.
 constexpr int BATCH = 8;
@@ -335,36 +315,6 @@ static void multiply_strips(const Panel* w, const Panel* next, int panels, int64
       for (; t + 1 < tiles; t += 2) strip_block<2>(strip, columns + t * stride, stride, first == 0, y + t, p);
       if (t < tiles) strip_block<1>(strip, columns + t * stride, stride, first == 0, y + t, p);
     }
-}
-
-static int64_t tiles(const Group& g) { return ceil_div(g.count, WIDTH); }
-static int64_t tile_bytes(const Matrix& w) { return ceil_div(w.cols, COLUMNS) * TILE; }
-static int64_t bytes(int64_t count, const Matrix& w) { return ceil_div(count, WIDTH) * tile_bytes(w); }
-
-// Tokens in pairs of columns, zero where there is no token or no column.
-static void gather(const Arguments& a, const Group& g, int64_t tile) {
-  const int64_t tokens = std::min<int64_t>(WIDTH, g.count - tile * WIDTH);
-  char* x = g.x + tile * tile_bytes(a.up);
-  for (int64_t c = 0; c < ceil_div(a.up.cols, COLUMNS); ++c) {
-    const int64_t left = std::clamp<int64_t>(a.hidden - c * COLUMNS, 0, COLUMNS);
-    const __mmask32 exist = left == COLUMNS ? 0xffffffffu : (1u << left) - 1;
-    __m512 rows[WIDTH];
-    for (int64_t t = 0; t < WIDTH; ++t) {
-      const Weight* row = t < tokens ? a.x + g.slots[tile * WIDTH + t].token * a.x_stride + c * COLUMNS : a.x;
-      rows[t] = _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(t < tokens ? exist : 0, row));
-    }
-    transpose(rows);
-    for (int i = 0; i < WIDTH; ++i) _mm512_store_ps(x + c * TILE + i * 64, rows[i]);
-  }
-}
-
-// A panel's activations as pairs of rows of the tile that `down` reads.
-static inline void store_pairs(const float* h, char* out) {
-  for (int i = 0; i < PANEL; i += 2) {
-    const __m512i even = _mm512_cvtepu16_epi32(__m256i(_mm512_cvtneps_pbh(load(h + i * WIDTH))));
-    const __m512i odd = _mm512_cvtepu16_epi32(__m256i(_mm512_cvtneps_pbh(load(h + (i + 1) * WIDTH))));
-    _mm512_store_si512(out + i / 2 * 64, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
-  }
 }
 
 // Products that are computed together: the more, the fewer times a tile of tokens is read.

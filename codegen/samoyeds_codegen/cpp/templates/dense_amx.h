@@ -1,37 +1,12 @@
 // Many tokens an expert, dense bfloat16 weights, on the matrix unit: 16 rows times 16 tokens, 32 columns at a time.
 //
 // The first tokens read the weights where they lie, DEPTH chunks of the rows at hand, and leave a copy for the others:
-// rows that are a power of two apart would drive each other out of the first cache. Tokens lie in tiles as the unit
-// wants them: for 32 columns [16 pairs of columns, 16 tokens] of two bf16.
+// rows that are a power of two apart would drive each other out of the first cache.
 
-namespace dense_amx {
+namespace amx {
 
-constexpr int WIDTH = 16;    // tokens of a tile
-constexpr int COLUMNS = 32;  // of a chunk
-constexpr int TILE = 1024;   // bytes of a chunk, of weights and of tokens
 constexpr int DEPTH = 8;
-constexpr int MOST = 32;     // tiles whose sums are kept at a time
-constexpr int PANELS = 4;    // of rows that go over the tiles together, in pairs, so that these are read less often
-
-struct Configuration {
-  uint8_t palette = 1, start = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-// The unit is set up while one of these lives.
-struct Unit {
-  Unit() {
-    const Configuration whole;
-    _tile_loadconfig(&whole);
-  }
-  ~Unit() { _tile_release(); }
-};
-
-// Which of the 32 columns of a chunk exist, of `left` that are left.
-static inline __mmask32 existing(int64_t left) {
-  return left >= COLUMNS ? 0xffffffffu : left <= 0 ? 0 : (1u << left) - 1;
-}
+constexpr int PANELS = 4;  // of rows that go over the tiles together, in pairs, so that these are read less often
 
 using Piece = char[DEPTH][TILE];  // of a panel: [chunk][row][column]
 
@@ -125,35 +100,6 @@ static void multiply(const Panel* w, int panels, int64_t cols, const char* x, in
     }
 }
 
-static int64_t tiles(const Group& g) { return ceil_div(g.count, WIDTH); }
-static int64_t tile_bytes(const Matrix& w) { return ceil_div(w.cols, COLUMNS) * TILE; }
-static int64_t bytes(int64_t count, const Matrix& w) { return ceil_div(count, WIDTH) * tile_bytes(w); }
-
-// Tokens in pairs of columns, zero where there is no token or no column.
-static void gather(const Arguments& a, const Group& g, int64_t tile) {
-  const int64_t tokens = std::min<int64_t>(WIDTH, g.count - tile * WIDTH);
-  char* x = g.x + tile * tile_bytes(a.up);
-  for (int64_t c = 0; c < ceil_div(a.hidden, COLUMNS); ++c) {
-    const __mmask32 exist = existing(a.hidden - c * COLUMNS);
-    __m512 rows[WIDTH];
-    for (int64_t t = 0; t < WIDTH; ++t) {
-      const Weight* row = t < tokens ? a.x + g.slots[tile * WIDTH + t].token * a.x_stride + c * COLUMNS : a.x;
-      rows[t] = _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(t < tokens ? exist : 0, row));
-    }
-    transpose(rows);
-    for (int i = 0; i < WIDTH; ++i) _mm512_store_ps(x + c * TILE + i * 64, rows[i]);
-  }
-}
-
-// A panel's activations as pairs of rows of the tile that `down` reads.
-static inline void store_pairs(const float* h, char* out) {
-  for (int i = 0; i < PANEL; i += 2) {
-    const __m512i even = _mm512_cvtepu16_epi32(__m256i(_mm512_cvtneps_pbh(load(h + i * WIDTH))));
-    const __m512i odd = _mm512_cvtepu16_epi32(__m256i(_mm512_cvtneps_pbh(load(h + (i + 1) * WIDTH))));
-    _mm512_store_si512(out + i / 2 * 64, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
-  }
-}
-
 // Features of panels first to last of h.
 static void up(const Arguments& a, const Group& g, int64_t first, int64_t last) {
   constexpr int each = GATED ? 2 : 1;
@@ -203,4 +149,4 @@ static void down(const Arguments& a, const Group& g, int64_t first, int64_t last
     }
   }
 }
-}  // namespace dense_amx
+}  // namespace amx

@@ -58,17 +58,4 @@ static void multiply(const Panel& w, const Panel& next, int64_t cols, const floa
     multiply_rows<T, R>(w.rows + r, r + R < PANEL ? w.rows + r + R : next.rows, cols, x, sum + r * T);
   for (int t = 0; t < T; ++t) sums(sum + t, T, out[t]);
 }
-
-// The same for any number of tokens up to TOKENS.
-static void multiply(int tokens, const Panel& w, const Panel& next, int64_t cols, const float* const* x,
-                     float (*out)[PANEL]) {
-  switch (tokens) {
-    case 1: return multiply<1>(w, next, cols, x, out);
-    case 2: return multiply<2>(w, next, cols, x, out);
-    case 3: return multiply<3>(w, next, cols, x, out);
-    case 4: return multiply<4>(w, next, cols, x, out);
-    case 5: return multiply<std::min(5, TOKENS)>(w, next, cols, x, out);
-    default: return multiply<TOKENS>(w, next, cols, x, out);
-  }
-}
 }  // namespace dot

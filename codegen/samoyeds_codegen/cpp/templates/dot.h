@@ -66,19 +66,4 @@ static void multiply(const Panel& w, const Panel& next, int64_t cols, const floa
   if (V < STEP && cols % STEP) step<T>(w, next, whole, x, false, sum);
   for (int t = 0; t < T; ++t) sums(sum + t, T, out[t]);
 }
-
-// The same for any number of tokens up to TOKENS.
-static void multiply(int tokens, const Panel& w, const Panel& next, int64_t cols, const float* const* x,
-                     float (*out)[PANEL]) {
-  switch (tokens) {
-    case 1: return multiply<1>(w, next, cols, x, out);
-    case 2: return multiply<2>(w, next, cols, x, out);
-    case 3: return multiply<3>(w, next, cols, x, out);
-    case 4: return multiply<4>(w, next, cols, x, out);
-    case 5: return multiply<5>(w, next, cols, x, out);
-    case 6: return multiply<6>(w, next, cols, x, out);
-    case 7: return multiply<7>(w, next, cols, x, out);
-    default: return multiply<8>(w, next, cols, x, out);
-  }
-}
 }  // namespace dot

@@ -2,6 +2,21 @@
 
 namespace dot {
 
+// What `multiply<T>` does, for any number of tokens up to TOKENS.
+static void multiply(int tokens, const Panel& w, const Panel& next, int64_t cols, const float* const* x,
+                     float (*out)[PANEL]) {
+  switch (tokens) {
+    case 1: return multiply<1>(w, next, cols, x, out);
+    case 2: return multiply<2>(w, next, cols, x, out);
+    case 3: return multiply<3>(w, next, cols, x, out);
+    case 4: return multiply<4>(w, next, cols, x, out);
+    case 5: return multiply<std::min(5, TOKENS)>(w, next, cols, x, out);
+    case 6: return multiply<std::min(6, TOKENS)>(w, next, cols, x, out);
+    case 7: return multiply<std::min(7, TOKENS)>(w, next, cols, x, out);
+    default: return multiply<TOKENS>(w, next, cols, x, out);
+  }
+}
+
 static int64_t width(const Matrix& w) { return round_up(w.cols, 32); }
 static int64_t bytes(int64_t count, const Matrix& w) { return count * width(w) * int64_t(sizeof(float)); }
 

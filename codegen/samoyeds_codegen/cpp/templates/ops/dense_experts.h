@@ -62,24 +62,12 @@ class Dense {
   int64_t in_, experts_ = 0, row_stride_ = 0;
 };
 
-static Tensor without_kernel(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensors& gate,
-                             const Tensors& up, const Tensors& down, const Bias& gate_bias, const Bias& up_bias,
-                             const Bias& down_bias, const std::string& name, const std::string& layout,
-                             const std::string& weight_layout, ScalarType out_dtype) {
-  using torch::stable::detail::from;
-  StableIValue stack[] = {from(x), from(ids), from(weights), from(gate), from(up), from(down), from(gate_bias),
-                          from(up_bias), from(down_bias), from(name), from(layout), from(weight_layout),
-                          from(out_dtype)};
-  call("samoyeds::dense_experts_loading", "", stack);
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
 static Tensor run(Tensor x, Tensor ids, Tensor weights, Tensors gate, Tensors up, Tensors down, Bias gate_bias,
                   Bias up_bias, Bias down_bias, std::string name, std::string layout, std::string weight_layout,
                   ScalarType out_dtype) {
   const auto otherwise = [&] {
-    return without_kernel(x, ids, weights, gate, up, down, gate_bias, up_bias, down_bias, name, layout, weight_layout,
-                          out_dtype);
+    return by_python("samoyeds::dense_experts_loading", x, ids, weights, gate, up, down, gate_bias, up_bias, down_bias,
+                     name, layout, weight_layout, out_dtype);
   };
   const Kernel kernel = kernels().find(name);
   if (!kernel.run) return otherwise();

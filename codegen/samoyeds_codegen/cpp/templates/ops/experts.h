@@ -32,3 +32,11 @@ struct Operands {
     return a;
   }
 };
+
+// Where no kernel is loaded Python loads it, or computes the block in another way.
+template <class... Args>
+static Tensor by_python(const char* op, const Args&... args) {
+  StableIValue stack[] = {torch::stable::detail::from(args)...};
+  call(op, "", stack);
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}

@@ -66,25 +66,13 @@ class Packed {
   int64_t experts_ = 0, cols_;
 };
 
-// Where no kernel is loaded Python loads it, or computes the block in another way.
-static Tensor without_kernel(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensors& gate,
-                             const Tensors& up, const Tensors& down, const Bias& gate_bias, const Bias& up_bias,
-                             const Bias& down_bias, const std::string& name, int64_t width, const std::string& layout,
-                             ScalarType out_dtype) {
-  using torch::stable::detail::from;
-  StableIValue stack[] = {from(x), from(ids), from(weights), from(gate), from(up), from(down), from(gate_bias),
-                          from(up_bias), from(down_bias), from(name), from(width), from(layout), from(out_dtype)};
-  call("samoyeds::sparse_experts_loading", "", stack);
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
 static Tensor run(Tensor x, Tensor ids, Tensor weights, Tensors gate, Tensors up, Tensors down, Bias gate_bias,
                   Bias up_bias, Bias down_bias, std::string name, int64_t width, std::string layout,
                   ScalarType out_dtype) {
   const Kernel kernel = kernels().find(name);
   if (!kernel.run)
-    return without_kernel(x, ids, weights, gate, up, down, gate_bias, up_bias, down_bias, name, width, layout,
-                          out_dtype);
+    return by_python("samoyeds::sparse_experts_loading", x, ids, weights, gate, up, down, gate_bias, up_bias, down_bias,
+                     name, width, layout, out_dtype);
   if (!kernel.m) refuse(OP, name + " is no kernel for packed weights");
   const Operands operands(OP, x, ids, weights, name, out_dtype);
   const int64_t hidden = x.size(1);
