@@ -2,8 +2,9 @@
 
     python -m benchmarks.quality [--seeds 0 1 2] [--work FOLDER] [--jobs 2]
 
-Writes quality.json, quality.md and quality.png to benchmarks/results; ninety minutes on two cores. What is done is
-kept in the work folder, so a run that was stopped goes on where it was.
+Each seed has two models: one that reads all texts, and one that reads each eighth until more training does not help it
+(a plateau). Writes quality.json, quality.md and quality.png to benchmarks/results; two and a half hours on two cores.
+What is done is kept in the work folder, so a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -36,30 +37,46 @@ WIDE = 128
 """Windows that reconstruction reads."""
 UNSEEN = 192
 """Windows of held-out text."""
+PLATEAU_EVERY, PLATEAU_STEPS, PLATEAU_EXTRA = 8, 1000, 600
+"""Of the models at a plateau: which texts they read, steps of training, and steps after pruning."""
 
 
 def study_one(seed: int, work: Path, extra: int) -> None:
-    """All rows of one seed, added to what its file has."""
+    """All rows of one seed, added to what its files have."""
     torch.set_num_threads(1)
-    folder = work / f"seed{seed}"
+    for folder, every, steps, more in (
+        (work / f"seed{seed}", 1, 2000, extra),
+        (work / f"plateau{seed}", PLATEAU_EVERY, PLATEAU_STEPS, PLATEAU_EXTRA),
+    ):
+        study_model(seed, folder, every, steps, more)
+
+
+def study_model(seed: int, folder: Path, every: int, steps: int, extra: int) -> None:
+    """The rows of one model, which is trained first unless the folder has it."""
     if not (folder / "model.safetensors").exists():
-        command = [sys.executable, "-m", "examples.small_lm.train", "--seed", str(seed), "--out", str(folder)]
-        subprocess.run(command, check=True)
+        train = [sys.executable, "-m", "examples.small_lm.train", "--seed", str(seed), "--out", str(folder)]
+        subprocess.run([*train, "--every", str(every), "--steps", str(steps)], check=True)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     model = small.build()
     model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
     model.tie_weights()
-    stream = corpus.tokens(corpus.training(), tokenizer)
+    stream = corpus.tokens(corpus.training()[::every], tokenizer)
     unseen = corpus.windows(corpus.tokens(corpus.held_out(), tokenizer), small.CONTEXT, UNSEEN)
     torch.manual_seed(seed)
     wide = list(corpus.windows(stream, small.CONTEXT, WIDE).split(16))
     study = Study(model.eval(), unseen, calibration(stream), batches(stream, extra, seed=1000 + seed), wide)
     path = folder / "rows.json"
     rows = json.loads(path.read_text()) if path.exists() else []
-    for row in study.rows({row["name"] for row in rows}):
+    measured = study.rows if every == 1 else study.rows_at_plateau
+    for row in measured({row["name"] for row in rows}):
         rows.append(row)
         path.write_text(json.dumps(rows, indent=1))
         print(seed, row["name"], row["perplexity"], flush=True)
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((folder / "rows.json").read_text())
+    return rows
 
 
 def _facts(folder: Path) -> dict[str, Any]:
@@ -83,15 +100,18 @@ def main() -> None:
     with ThreadPoolExecutor(options.jobs) as pool:
         commands = [[*again, str(options.extra), "--seeds", str(seed)] for seed in options.seeds]
         list(pool.map(lambda command: subprocess.run(command, check=True), commands))
-    folders = [options.work / f"seed{seed}" for seed in options.seeds]
-    rows = summary([json.loads((folder / "rows.json").read_text()) for folder in folders])
-    curves = [_facts(folder) for folder in folders]
+    kinds = [[options.work / f"{kind}{seed}" for seed in options.seeds] for kind in ("seed", "plateau")]
+    rows = summary([[row for folder in of_seed for row in _rows(folder)] for of_seed in zip(*kinds, strict=True)])
+    curves, plateaus = ([_facts(folder) for folder in folders] for folders in kinds)
     where = {
         **machine(),
         "extra_steps": options.extra,
         "reconstruct_steps": RECONSTRUCT,
         "held_out_tokens": UNSEEN * small.CONTEXT,
         "training": curves,
+        "plateau_every_text": PLATEAU_EVERY,
+        "plateau_extra_steps": PLATEAU_EXTRA,
+        "plateau_training": plateaus,
     }
     save("quality", rows, where)
     (RESULTS / "quality.md").write_text(table(rows) + "\n")

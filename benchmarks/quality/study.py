@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,10 @@ PEERS: tuple[Peer, ...] = (Unstructured(0.5), Unstructured(0.25), Venom(16), Ven
 DEFAULT = "router_wanda"
 RECONSTRUCT = 300
 """Steps for each layer."""
+PLATEAU = "at a plateau"
+
+Arm = tuple[dict[str, Any], Callable[[], nn.Module]]
+"""What a row is about, and how to make its model."""
 
 
 @dataclass
@@ -46,14 +50,21 @@ class Study:
 
     def rows(self, done: set[str]) -> Iterator[dict[str, Any]]:
         """One measured model after the other; names in ``done`` are skipped."""
-        for facts, make in (*self._oneshot(), *self._reconstructed(), *self._recovered()):
+        return self._measured((*self._oneshot(), *self._reconstructed(), *self._recovered()), done)
+
+    def rows_at_plateau(self, done: set[str]) -> Iterator[dict[str, Any]]:
+        """The same of a model that more training does not improve: what recovery is worth by itself."""
+        return self._measured(self._at_plateau(), done)
+
+    def _measured(self, arms: Iterable[Arm], done: set[str]) -> Iterator[dict[str, Any]]:
+        for facts, make in arms:
             name = "|".join(str(value) for value in facts.values())
             if name not in done:
                 start = time.time()
                 found = perplexity(make(), self.unseen)
                 yield {"name": name, **facts, "perplexity": round(found, 4), "seconds": round(time.time() - start, 1)}
 
-    def _oneshot(self) -> Iterator[tuple[dict[str, Any], Callable[[], nn.Module]]]:
+    def _oneshot(self) -> Iterator[Arm]:
         yield _facts("one-shot", "dense", "none"), lambda: self.model
         for config in PATTERNS:
             for method in METHODS:
@@ -74,7 +85,7 @@ class Study:
                     lambda q=peer, m=method: masked(self.model, self._peer_masks(q, m)),
                 )
 
-    def _reconstructed(self) -> Iterator[tuple[dict[str, Any], Callable[[], nn.Module]]]:
+    def _reconstructed(self) -> Iterator[Arm]:
         group = SparsityConfig(1, 2, 32, group=16)
         arms = ((PLAIN, DEFAULT), (PLAIN, "second_order"), (SAMOYEDS, DEFAULT), (SAMOYEDS, "second_order"))
         for config, method in (*arms, (group, "second_order")):
@@ -88,7 +99,7 @@ class Study:
                 lambda q=peer: reconstructed(self.model, self._peer_masks(q, DEFAULT), self.wide, RECONSTRUCT),
             )
 
-    def _recovered(self) -> Iterator[tuple[dict[str, Any], Callable[[], nn.Module]]]:
+    def _recovered(self) -> Iterator[Arm]:
         yield _facts("recovered", "dense", "none"), lambda: recovered_dense(self.model, self.batches)
         arms: tuple[tuple[SparsityConfig, str, dict[str, Any]], ...] = (
             (PLAIN, DEFAULT, {}),
@@ -110,6 +121,25 @@ class Study:
                 lambda q=peer: recovered_peer(self.model, self._peer_masks(q, DEFAULT), self.batches),
             )
 
+    def _at_plateau(self) -> Iterator[Arm]:
+        yield _facts(PLATEAU, "dense at the start", "none"), lambda: self.model
+        yield _facts(PLATEAU, "dense", "none"), lambda: recovered_dense(self.model, self.batches)
+        arms: tuple[tuple[str, dict[str, Any]], ...] = (
+            ("second_order", {"permute": True, "distill": True}),
+            (DEFAULT, {}),
+            ("magnitude", {}),
+        )
+        for method, how in arms:
+            yield (
+                _facts(PLATEAU, SAMOYEDS, method, **how),
+                lambda m=method, h=how: recovered(self.model, SAMOYEDS, m, self.calibration, self.batches, **h),
+            )
+        for peer in (Venom(64), Unstructured(0.25)):
+            yield (
+                _facts(PLATEAU, peer, DEFAULT),
+                lambda q=peer: recovered_peer(self.model, self._peer_masks(q, DEFAULT), self.batches),
+            )
+
     def _peer_masks(self, peer: Peer, method: str) -> dict[str, Tensor]:
         return peer_masks(self.model, peer, method, self.calibration)
 
@@ -119,5 +149,5 @@ def _facts(
 ) -> dict[str, Any]:
     return {
         "when": when, "pattern": str(pattern), "method": method, "permute": permute,
-        "training": training if when == "recovered" else "", "distill": distill,
+        "training": training if when in ("recovered", PLATEAU) else "", "distill": distill,
     }  # fmt: skip

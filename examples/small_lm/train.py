@@ -1,6 +1,6 @@
 """Train the small model: tokenizer, then some passes over the text, until the loss on held-out text is flat.
 
-    python -m examples.small_lm.train [--seed 0] [--steps 2000] [--out FOLDER]
+    python -m examples.small_lm.train [--seed 0] [--steps 2000] [--every 1] [--out FOLDER]
 
 Twenty minutes on one core. Writes model.safetensors, tokenizer.json and training.json.
 """
@@ -86,10 +86,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--every", type=int, default=1, help="read only each so many-th text")
     parser.add_argument("--out", type=Path, default=small.FOLDER)
     options = parser.parse_args()
     start = time.time()
-    text = training()
+    text = training()[:: options.every]
     tokenizer = trained_tokenizer(text)
     stream, unseen = tokens(text, tokenizer), windows(tokens(held_out(), tokenizer), small.CONTEXT, 64)
     print(f"{len(stream):,} tokens to train on; {sum(map(len, text)):,} characters", flush=True)

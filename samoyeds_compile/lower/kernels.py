@@ -13,6 +13,7 @@ from samoyeds_codegen.cpp.spec import DenseExpertsSpec, ExpertsSpec
 from samoyeds_codegen.errors import KernelError
 from samoyeds_compile.ops.experts_dense import dense_spec
 from samoyeds_compile.ops.experts_packed import kernel_spec
+from samoyeds_compile.ops.operands import num_experts
 from samoyeds_compile.sparsity.tensor import PackedTensor
 
 
@@ -44,12 +45,22 @@ class KernelChoice:
         return self.kernel or f"without a kernel, {instead}: {self.reason}"
 
 
+FEW_BY_COLUMNS = 16
+"""Tokens an expert, on average, up to which kernels beat libraries where weights of an input are contiguous. Further on
+weights are read a few outputs at a time, from a page of memory each."""
+
+
 def choose_kernel(
-    gate: Sequence[torch.Tensor], up: Sequence[torch.Tensor], down: Sequence[torch.Tensor], *options: Any
+    expert_ids_TK: torch.Tensor,
+    gate: Sequence[torch.Tensor],
+    up: Sequence[torch.Tensor],
+    down: Sequence[torch.Tensor],
+    *options: Any,
 ) -> KernelChoice:
     """Compile the kernel of a block, unless the cache has it, and say how the block is computed.
 
     Args:
+        expert_ids_TK: of which only the shape counts; T may be symbolic.
         gate, up, down: its weights, or fakes of them.
         options: what else `kernel_spec` and `dense_spec` take.
     """
@@ -59,7 +70,15 @@ def choose_kernel(
         return KernelChoice(packed, None, spec)
     if torch.is_grad_enabled():
         return KernelChoice(packed, None, "gradients are enabled; compile and run under torch.no_grad()")
+    if isinstance(spec, DenseExpertsSpec) and spec.by_columns and not _few(expert_ids_TK, num_experts(up)):
+        return KernelChoice(packed, None, "weights are stored [in, out], of which only few tokens make a fast kernel")
     return _compiled(spec)
+
+
+def _few(expert_ids_TK: torch.Tensor, experts: int) -> bool:
+    """Whether there are few tokens an expert whenever this graph runs."""
+    tokens, top_k = expert_ids_TK.shape
+    return isinstance(tokens, int) and tokens * top_k <= FEW_BY_COLUMNS * experts
 
 
 def _compiled(spec: ExpertsSpec | DenseExpertsSpec) -> KernelChoice:

@@ -61,9 +61,9 @@ def _emit_stages(graph: fx.Graph, node: fx.Node) -> fx.Node:
 
 
 def _choose_kernel(node: fx.Node) -> KernelChoice:
-    gate, up, down = map(_examples, node.args[3:6])
+    (expert_ids,), *weights = map(_examples, (node.args[1:2], *node.args[3:6]))
     activation, gate_up_layout, weight_layout, weighting, compute_dtype = node.args[9:14]
-    return choose_kernel(gate, up, down, activation, gate_up_layout, weight_layout, weighting, compute_dtype)
+    return choose_kernel(expert_ids, *weights, activation, gate_up_layout, weight_layout, weighting, compute_dtype)
 
 
 def _prefers_gathered(node: fx.Node, kernel: bool) -> bool:

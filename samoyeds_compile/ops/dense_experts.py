@@ -14,7 +14,7 @@ from torch import Tensor
 from samoyeds_codegen.cpp.kernel import experts_kernel
 from samoyeds_codegen.cpp.spec import DenseExpertsSpec
 from samoyeds_codegen.errors import KernelError
-from samoyeds_compile.ops.experts_dense import lies_in_rows
+from samoyeds_compile.ops.experts_dense import lies
 from samoyeds_compile.ops.library import bad_operand
 from samoyeds_compile.ops.moe_experts import moe_experts
 from samoyeds_compile.ops.one_kernel import check_tokens, define_kernel_op
@@ -46,7 +46,8 @@ def dense_experts(
         x_TH: tokens in the dtype of the weights.
         expert_ids_TK: integers; what is no expert contributes nothing.
         expert_weights_TK: routing weights.
-        gate_E, up_E, down_E: stacks, or a matrix an expert, in the dtype of the rows.
+        gate_E, up_E, down_E: stacks, or a matrix an expert, in the dtype of the rows; in another order of memory than
+            the kernel reads they are computed without it.
         gate_bias_E, up_bias_E, down_bias_E: [E, out] or [E, 1], in the dtype of the weights.
         kernel: dtype and activation, as `DenseExpertsSpec.name` writes them.
         gate_up_layout, weight_layout: as `expert_up` takes them.
@@ -61,14 +62,14 @@ def dense_experts(
     biases = (gate_bias_E, up_bias_E, down_bias_E)
     in_out = weight_layout == "in_out"
     _check(x_TH, expert_ids_TK, expert_weights_TK, gate_E, up_E, down_E, biases, gate_up_layout, in_out)
-    spec, all_weights = DenseExpertsSpec.named(kernel), (gate_E, up_E, down_E)
+    spec, projections = DenseExpertsSpec.named(kernel), [ws for ws in (gate_E, up_E, down_E) if ws]
     try:
         experts_kernel(spec)
-        in_rows = all(lies_in_rows(weights, in_out) for weights in all_weights if weights)
+        fits = lies(projections, in_out, spec.by_columns)
     except KernelError as error:
         logger.warning("samoyeds::dense_experts runs without a kernel: %s", error)
-        in_rows = False
-    if not in_rows:
+        fits = False
+    if not fits:
         return moe_experts(x_TH, expert_ids_TK, expert_weights_TK, gate_E, up_E, down_E, *biases, spec.activation,
                            gate_up_layout, weight_layout, "output", x_TH.dtype, out_dtype)  # fmt: skip
     return torch.ops.samoyeds.dense_experts(  # type: ignore[no-any-return]

@@ -77,20 +77,26 @@ def dense_spec(
         return "some weights are packed"
     if (reason := refusal(weights, weighting, compute_dtype)) is not None:
         return reason
-    if not all(lies_in_rows(ws, weight_layout == "in_out") for ws in (gate_E, up_E, down_E) if ws):
-        return "the weights of one output are not contiguous"
+    projections, in_out = [ws for ws in (gate_E, up_E, down_E) if ws], weight_layout == "in_out"
+    by_columns = not lies(projections, in_out, by_columns=False)
+    if by_columns and not lies(projections, in_out, by_columns=True):
+        return "neither the weights of one output nor those of one input are contiguous"
     try:
-        return DenseExpertsSpec(str(compute_dtype).removeprefix("torch."), activation, gate_up_layout != "none")
+        dtype = str(compute_dtype).removeprefix("torch.")
+        return DenseExpertsSpec(dtype, activation, gate_up_layout != "none", by_columns)
     except (UnsupportedSpecError, ExpressionError) as error:
         return str(error)
 
 
-def lies_in_rows(weights: Sequence[Tensor], in_out: bool) -> bool:
-    """Whether what belongs to one output is contiguous, in all matrices alike."""
-    strides = weights[0].stride()
-    into, out = (-2, -1) if in_out else (-1, -2)
-    distinct = is_stack(weights) or all(w.stride() == strides for w in weights)
-    return distinct and strides[into] == 1 and strides[out] >= weights[0].shape[into]
+def lies(projections: Sequence[Sequence[Tensor]], in_out: bool, by_columns: bool) -> bool:
+    """Whether the weights of one input (``by_columns``), or else of one output, are contiguous, everywhere."""
+    inner, outer = (-1, -2) if in_out == by_columns else (-2, -1)
+    return all(
+        (is_stack(weights) or all(w.stride() == weights[0].stride() for w in weights))
+        and weights[0].stride(inner) == 1
+        and weights[0].stride(outer) >= weights[0].shape[inner]
+        for weights in projections
+    )
 
 
 define_composite(f"experts_dense({OPERANDS}) -> Tensor", experts_dense)

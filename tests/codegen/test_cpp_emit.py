@@ -1,6 +1,7 @@
 """The text of kernels: readable, the same every time, and refused where there is none."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,14 +40,18 @@ def test_readable(isa) -> None:
 def test_names_of_specifications() -> None:
     """Ops look kernels up by them; spaces in the activation stay."""
     plain = DenseExpertsSpec("float32", "square(relu(x))", False)
-    for spec in (SPEC, ExpertsSpec("float32", 2, 4, 64, 16, "square(relu(x))", False), plain):
+    packed = ExpertsSpec("float32", 2, 4, 64, 16, "square(relu(x))", False)
+    for spec in (SPEC, packed, plain, replace(plain, by_columns=True)):
         assert type(spec).named(spec.name) == spec
 
 
+@pytest.mark.parametrize("by_columns", [False, True], ids=["rows", "columns"])
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
-def test_dense(isa) -> None:
-    text = emit(DENSE, isa)
-    assert text.startswith(f"// Samoyeds experts: bfloat16 {SPEC.activation}, for {isa.name}.")
+def test_dense(isa, by_columns: bool) -> None:
+    text = emit(replace(DENSE, by_columns=by_columns), isa)
+    order = " by columns" if by_columns else ""
+    assert text.startswith(f"// Samoyeds experts: bfloat16 {SPEC.activation}{order}, for {isa.name}.")
+    assert ("whose columns, an input each, are contiguous" in text) == by_columns
     assert "return (silu(at_most(gate, 7.0f)) * up);" in text
     assert max(map(len, text.splitlines())) <= 120
     assert ("dense bfloat16 weights, on the matrix unit" in text) == (isa == AMX) and "metadata" not in text
@@ -61,7 +66,8 @@ def test_flags() -> None:
 
 def test_every_template_is_used() -> None:
     dense = DenseExpertsSpec("bfloat16", SPEC.activation, True)
-    texts = [emit_ops(), *(emit(spec, isa) for isa in ISAS for spec in (SPEC, dense))]
+    specs = (SPEC, dense, replace(dense, by_columns=True))
+    texts = [emit_ops(), *(emit(spec, isa) for isa in ISAS for spec in specs)]
     assert all(any(path.read_text().strip() in text for text in texts) for path in TEMPLATES.rglob("*.h"))
 
 

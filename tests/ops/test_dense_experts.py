@@ -24,16 +24,19 @@ from tests.ops.test_sparse_experts import FLAGS, ISAS, TOKENS, TOLERANCE, error,
 DTYPES = [pytest.param(torch.float32, id="float32"), pytest.param(torch.bfloat16, id="bfloat16")]
 SHAPES = ((64, 32), (40, 36), (100, 20), (8, 4), (7, 3), (300, 130))
 """(H, I); most are no multiple of a vector, a panel, a tile or a piece of columns, and one is longer than a piece."""
+ORDERS = pytest.mark.parametrize("weight_layout", ["out_in", "in_out"])
+"""Weights of one output are contiguous, or those of one input; a kernel for each."""
 
 
 @functools.cache
-def kernel_of(isa: Isa | None, dtype: str, activation: str, gated: bool) -> ExpertsKernel:
-    return ExpertsKernel(DenseExpertsSpec(dtype, activation, gated), isa, FLAGS)
+def kernel_of(isa: Isa | None, spec: DenseExpertsSpec) -> ExpertsKernel:
+    return ExpertsKernel(spec, isa, FLAGS)
 
 
-def kernel_for(isa: Isa, dtype: torch.dtype) -> ExpertsKernel:
+def kernel_for(isa: Isa, dtype: torch.dtype, weight_layout: str) -> ExpertsKernel:
     skip_unless_for(isa, dtype)
-    return kernel_of(isa, str(dtype).removeprefix("torch."), ACTIVATIONS["concatenated"], True)
+    name = str(dtype).removeprefix("torch.")
+    return kernel_of(isa, DenseExpertsSpec(name, ACTIVATIONS["concatenated"], True, weight_layout == "in_out"))
 
 
 def run(kernel: ExpertsKernel, args: list, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -48,22 +51,24 @@ def expected_of(args: list) -> Tensor:
     return reference.moe_experts(*double(args))
 
 
+@ORDERS
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa", ISAS)
-def test_tokens_and_ragged_shapes(isa: Isa, dtype: torch.dtype) -> None:
+def test_tokens_and_ragged_shapes(isa: Isa, dtype: torch.dtype, weight_layout: str) -> None:
     """Few experts, so that many tokens meet one, and the kernel for many tokens runs as well."""
-    kernel = kernel_for(isa, dtype)
+    kernel = kernel_for(isa, dtype, weight_layout)
     for tokens, (h, i) in itertools.product(TOKENS, SHAPES):
-        args = operands(tokens, tokens, 2, 3, h, i, "concatenated", "out_in", tokens % 2 == 0, dtype)
+        args = operands(tokens, tokens, 2, 3, h, i, "concatenated", weight_layout, tokens % 2 == 0, dtype)
         assert error(run(kernel, args), expected_of(args)) <= TOLERANCE[dtype], (tokens, h, i)
 
 
+@ORDERS
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa", ISAS)
-def test_no_worse_than_eager_and_threads_change_nothing(isa: Isa, dtype: torch.dtype) -> None:
+def test_no_worse_than_eager_and_threads_change_nothing(isa: Isa, dtype: torch.dtype, weight_layout: str) -> None:
     """Also with one hot expert; sums have one order whatever the number of threads, and long ones are exact enough."""
-    kernel = kernel_for(isa, dtype)
-    args = operands(1, 90, 2, 12, 1500, 96, "concatenated", "out_in", False, dtype)
+    kernel = kernel_for(isa, dtype, weight_layout)
+    args = operands(1, 90, 2, 12, 1500, 96, "concatenated", weight_layout, False, dtype)
     args[1][10:, 0] = 5
     expected = expected_of(args)
     eager = torch.ops.samoyeds.moe_experts(*args, dtype, None)
@@ -78,11 +83,12 @@ def test_no_worse_than_eager_and_threads_change_nothing(isa: Isa, dtype: torch.d
     assert error(results[0], expected) <= max(1e-6 if dtype == torch.float32 else 0, 1.05 * error(eager, expected))
 
 
+@ORDERS
 @pytest.mark.parametrize("isa", ISAS)
-def test_every_number_of_tokens(isa: Isa) -> None:
+def test_every_number_of_tokens(isa: Isa, weight_layout: str) -> None:
     """Each has its own division into vectors and tiles."""
-    kernel = kernel_for(isa, torch.float32)
-    args = operands(2, 110, 1, 2, 20, 18, "concatenated", "out_in", True, sentinels=False)
+    kernel = kernel_for(isa, torch.float32, weight_layout)
+    args = operands(2, 110, 1, 2, 20, 18, "concatenated", weight_layout, True, sentinels=False)
     args[1].zero_()
     expected = expected_of(args)
     for tokens in range(1, 111):
@@ -95,7 +101,7 @@ def fast_builds(monkeypatch: pytest.MonkeyPatch) -> None:
     """The op's kernels, for the best instruction set, with less optimisation."""
 
     def kernel(spec: DenseExpertsSpec) -> ExpertsKernel:
-        made = kernel_of(None, spec.dtype, spec.activation, spec.gated)
+        made = kernel_of(None, spec)
         made.use()
         return made
 
@@ -107,9 +113,10 @@ def flipped(weights: list[Tensor]) -> list[Tensor]:
     return [w.transpose(-2, -1).contiguous().transpose(-2, -1) for w in weights]
 
 
-def composite(args: list, dtype: torch.dtype, out_dtype: torch.dtype | None = None) -> Tensor:
+def composite(args: list, dtype: torch.dtype, out_dtype: torch.dtype | None = None, by_columns: bool = False) -> Tensor:
     """Through the op; asserts that it is not computed in another way."""
-    assert isinstance(dense_spec(*args[3:6], *args[9:], dtype), DenseExpertsSpec)
+    spec = dense_spec(*args[3:6], *args[9:], dtype)
+    assert isinstance(spec, DenseExpertsSpec) and spec.by_columns == by_columns
     return torch.ops.samoyeds.experts_dense(*args, dtype, out_dtype)
 
 
@@ -118,33 +125,58 @@ def composite(args: list, dtype: torch.dtype, out_dtype: torch.dtype | None = No
 def test_layouts(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gate and up in any place, with and without bias, either way round, as stacks and as matrices."""
     monkeypatch.setattr("samoyeds_compile.ops.dense_experts.moe_experts", None)
-    for weight_layout, bias, separate in itertools.product(("out_in", "in_out"), (False, True), ("", "gate,up,down")):
-        for tokens in (9, 90):
-            args = operands(3, tokens, 3, 5, 40, 24, layout, weight_layout, bias, separate=separate)
-            if weight_layout == "in_out":
+    both = (False, True)
+    for weight_layout, turned, bias, separate in itertools.product(
+        ("out_in", "in_out"), both, both, ("", "gate,up,down")
+    ):
+        for tokens, (h, i) in itertools.product((9, 90), ((40, 24), (33, 300))):
+            args = operands(3, tokens, 3, 5, h, i, layout, weight_layout, bias, separate=separate)
+            if turned:
                 args[3:6] = map(flipped, args[3:6])
-            assert error(composite(args, torch.float32), expected_of(args)) <= 1e-6
+            by_columns = (weight_layout == "in_out") != turned
+            assert error(composite(args, torch.float32, by_columns=by_columns), expected_of(args)) <= 1e-6
 
 
+@ORDERS
+@pytest.mark.parametrize("layout", ["interleaved", "none"])
+@pytest.mark.parametrize("isa", ISAS)
+def test_layouts_in_every_variant(isa: Isa, layout: str, weight_layout: str) -> None:
+    """Every other output is read, or there is no gate."""
+    skip_unless_for(isa, torch.bfloat16)
+    spec = DenseExpertsSpec("bfloat16", ACTIVATIONS[layout], layout != "none", weight_layout == "in_out")
+    kernel = kernel_of(isa, spec)
+    for tokens, (h, i) in itertools.product((1, 5, 60), ((40, 36), (33, 300))):
+        args = operands(3, tokens, 2, 3, h, i, layout, weight_layout, True, torch.bfloat16)
+        assert error(run(kernel, args), expected_of(args)) <= TOLERANCE[torch.bfloat16], (tokens, h, i)
+
+
+@ORDERS
 @pytest.mark.usefixtures("fast_builds")
-def test_slices_of_larger_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows and experts may lie apart."""
+def test_slices_of_larger_tensors(weight_layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows, columns and experts may lie apart."""
     monkeypatch.setattr("samoyeds_compile.ops.dense_experts.moe_experts", None)
-    args = operands(4, 50, 2, 3, 40, 24, "concatenated", "out_in", False)
-    args[4] = [torch.cat([args[4][0]] * 2, dim=1)[:, 48:]]
-    args[5] = [torch.cat([args[5][0]] * 2, dim=2)[:, :, 24:]]
-    assert error(composite(args, torch.float32), expected_of(args)) <= 1e-6
+    by_columns = weight_layout == "in_out"
+    args = operands(4, 50, 2, 3, 40, 24, "concatenated", weight_layout, False)
+    outputs = 2 if by_columns else 1  # the dimension of outputs
+    args[4] = [torch.cat([args[4][0]] * 2, dim=outputs).narrow(outputs, 48, 48)]
+    args[5] = [torch.cat([args[5][0]] * 2, dim=2)[:, :, args[5][0].shape[2] :]]
+    assert error(composite(args, torch.float32, by_columns=by_columns), expected_of(args)) <= 1e-6
 
 
+@ORDERS
 @pytest.mark.usefixtures("fast_builds")
-def test_columns_that_are_contiguous_take_the_other_way() -> None:
-    args = operands(4, 9, 2, 3, 40, 24, "concatenated", "in_out", True)
-    assert "not contiguous" in str(dense_spec(*args[3:6], *args[9:], torch.float32))
-    biases = [None, *args[7:9]]
-    op = torch.ops.samoyeds.dense_experts
-    name = DenseExpertsSpec("float32", args[9], True).name
-    result = op(*args[:6], *biases, name, *args[10:12], torch.float32)
-    assert error(result, expected_of(args)) <= 1e-6
+def test_weights_in_another_order_than_the_kernel_reads(weight_layout: str) -> None:
+    """They are computed without it, also if only one of the projections is."""
+    args = operands(4, 9, 2, 3, 40, 24, "concatenated", weight_layout, True)
+    name = DenseExpertsSpec("float32", args[9], True, by_columns=weight_layout == "out_in").name
+    expected = expected_of(args)
+    for turn in ((), (4,)):
+        call = [*args[:6], None, *args[7:9], name, *args[10:12], torch.float32]
+        for position in turn:
+            call[position] = flipped(call[position])
+        assert error(torch.ops.samoyeds.dense_experts(*call), expected) <= 1e-6
+    args[4] = flipped(args[4])
+    assert "neither" in str(dense_spec(*args[3:6], *args[9:], torch.float32))
 
 
 @pytest.mark.usefixtures("fast_builds")
@@ -207,12 +239,11 @@ def test_without_a_compiler(layout: str, monkeypatch: pytest.MonkeyPatch, caplog
         ({"activation": "to(gate, 'float16') * up"}, "float16"),
         ({"weights": torch.float64, "dtype": torch.float64}, "float64 is not one of"),
         ({"weights": torch.float16, "dtype": torch.float16}, "float16 is not one of"),
-        ({"weight_layout": "in_out"}, "not contiguous"),
     ],
 )
 def test_no_kernel(spoil: dict, reason: str) -> None:
     weights = spoil.get("weights", torch.float32)
-    args = operands(7, 4, 2, 3, 32, 16, "concatenated", spoil.get("weight_layout", "out_in"), False, weights)
+    args = operands(7, 4, 2, 3, 32, 16, "concatenated", "out_in", False, weights)
     found = dense_spec(
         *args[3:6], spoil.get("activation", args[9]), *args[10:12], spoil.get("weighting", "output"),
         spoil.get("dtype", torch.float32),
@@ -252,24 +283,26 @@ def test_opcheck(separate: str) -> None:
     torch.library.opcheck(torch.ops.samoyeds.dense_experts.default, call)
 
 
+@ORDERS
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa", ISAS)
-def test_nothing_past_the_weights_is_read(isa: Isa, dtype: torch.dtype) -> None:
-    kernel, keep = kernel_for(isa, dtype), []
+def test_nothing_past_the_weights_is_read(isa: Isa, dtype: torch.dtype, weight_layout: str) -> None:
+    kernel, keep = kernel_for(isa, dtype, weight_layout), []
     for tokens, (h, i) in itertools.product((1, 9, 60), ((48, 16), (40, 36), (16, 48), (33, 17))):
-        args = operands(9, tokens, 1, 2, h, i, "concatenated", "out_in", True, dtype, sentinels=False)
+        args = operands(9, tokens, 1, 2, h, i, "concatenated", weight_layout, True, dtype, sentinels=False)
         args[4], args[5] = [guarded(args[4][0], keep)], [guarded(args[5][0], keep)]
         for position in (0, 7, 8):
             args[position] = guarded(args[position], keep)
         assert error(run(kernel, args), expected_of(args)) <= TOLERANCE[dtype]
 
 
+@ORDERS
 @pytest.mark.parametrize("isa", ISAS)
-def test_what_lies_beside_the_weights_does_not_matter(isa: Isa) -> None:
-    """Rows of a wider tensor that holds NaN elsewhere: no product may reach past a row."""
-    kernel = kernel_for(isa, torch.bfloat16)
+def test_what_lies_beside_the_weights_does_not_matter(isa: Isa, weight_layout: str) -> None:
+    """Rows or columns of a wider tensor that holds NaN elsewhere: no product may reach past one."""
+    kernel = kernel_for(isa, torch.bfloat16, weight_layout)
     for tokens in (1, 40):
-        args = operands(10, tokens, 1, 2, 40, 20, "concatenated", "out_in", False, torch.bfloat16, sentinels=False)
+        args = operands(10, tokens, 1, 2, 40, 20, "concatenated", weight_layout, False, torch.bfloat16, sentinels=False)
         expected = expected_of(args)
         for position in (4, 5):
             (weight,) = args[position]

@@ -14,8 +14,10 @@ _INCLUDES = "algorithm array atomic cmath cstdint cstring exception new utility 
 _WEIGHT = {"float32": "float", "bfloat16": "bf16"}
 _DENSE = {"spmm": "gemm", "amx": "amx"}
 """For dense weights, the kernel for many tokens that stands in for a variant's."""
-_SHARED = {"amx": ["amx_tiles.h"]}
+_TILES = {"amx": ["amx_tiles.h"]}
 """What such kernels share, whatever the weights."""
+_BY_COLUMNS_DOT_TOKENS = 16
+"""Most tokens of an expert for which dot products are best if weights lie by columns, in all variants; measured."""
 
 
 def emit(spec: ExpertsSpec | DenseExpertsSpec, isa: Isa) -> str:
@@ -23,11 +25,15 @@ def emit(spec: ExpertsSpec | DenseExpertsSpec, isa: Isa) -> str:
     includes = [*_INCLUDES, *(["immintrin.h"] if isa.features else [])]
     if isinstance(spec, ExpertsSpec):
         constants, many = _packed_constants(spec, isa), isa.many
-        weights, prefix = ["packed_matrix.h", "packed.h", isa.header], ""
+        weights = ["packed_matrix.h", "packed.h", isa.header]
+        kernels = ["dot.h", "dot_panels.h", *_TILES.get(many, []), f"{many}.h"]
     else:
-        constants, many = [f"constexpr int DOT_TOKENS = {isa.dense_dot_tokens};"], _DENSE[isa.many]
-        weights, prefix = ["dense_matrix.h", isa.header, "dense.h"], "dense_"
-    kernels = [f"{prefix}dot.h", "dot_panels.h", *_SHARED.get(many, []), f"{prefix}{many}.h"]
+        order = "columns" if spec.by_columns else "rows"
+        constants, many = _dense_constants(spec, isa), _DENSE[isa.many]
+        weights = ["dense_matrix.h", isa.header, f"dense_{order}.h"]
+        few = [f"dense_{order}_dot.h", *([] if spec.by_columns else ["dot_panels.h"])]
+        tiles = [*_TILES[many], f"dense_{order}_{many}.h"] if many in _TILES else []
+        kernels = [*few, *tiles, f"dense_{many}.h"]
     parts = [
         f"// Samoyeds experts: {spec}, for {isa.name}. Generated, do not edit.",
         "\n".join(f"#include <{name}>" for name in includes),
@@ -36,7 +42,7 @@ def emit(spec: ExpertsSpec | DenseExpertsSpec, isa: Isa) -> str:
         _constants(spec, constants),
         *map(template, ("prelude.h", "functions.h")),
         _activation(spec),
-        *map(template, (*weights, "arguments.h", "plan.h", "epilogue.h", *kernels)),
+        *map(template, (*weights, "arguments.h", "plan.h", "epilogue.h", "dot_rows.h", *kernels)),
         f"namespace many = {many};",
         *map(template, ("block.h", "entry.h")),
     ]
@@ -52,6 +58,21 @@ def _packed_constants(spec: ExpertsSpec, isa: Isa) -> list[str]:
     return [
         f"constexpr int N = {spec.n}, M = {spec.m}, V = {spec.vector}, GROUP = {spec.group};",
         f"constexpr int DOT_TOKENS = {isa.dot_tokens};",
+        *_grain(4, 4),
+    ]
+
+
+def _dense_constants(spec: DenseExpertsSpec, isa: Isa) -> list[str]:
+    tokens = _BY_COLUMNS_DOT_TOKENS if spec.by_columns else isa.dense_dot_tokens
+    # By columns memory is read in longer pieces if more panels are taken at once.
+    return [f"constexpr int DOT_TOKENS = {tokens};", *(_grain(1, 512) if spec.by_columns else _grain(4, 4))]
+
+
+def _grain(shares: int, panels: int) -> list[str]:
+    """How work is cut."""
+    return [
+        f"constexpr int64_t SHARES = {shares};  // pieces of a matrix for each thread",
+        f"constexpr int64_t GRAIN = {panels};  // panels that are taken at once, at most",
     ]
 
 

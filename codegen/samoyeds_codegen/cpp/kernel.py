@@ -37,7 +37,8 @@ class ExpertsKernel:
         spec = self.spec
         pattern = (spec.n, spec.m, spec.vector, spec.group) if isinstance(spec, ExpertsSpec) else (0, 0, 0, 0)
         address = ctypes.cast(self._library.samoyeds_experts, ctypes.c_void_p)
-        ops_library().samoyeds_add_kernel(spec.name.encode(), address, *pattern)
+        by_columns = isinstance(spec, DenseExpertsSpec) and spec.by_columns
+        ops_library().samoyeds_add_kernel(spec.name.encode(), address, *pattern, by_columns)
 
 
 @functools.lru_cache(maxsize=64)

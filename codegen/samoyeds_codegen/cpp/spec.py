@@ -82,6 +82,7 @@ class DenseExpertsSpec:
         dtype: of weights, rows and biases; everything is summed in float32.
         activation: an expression of `samoyeds_codegen.expr`.
         gated: whether there is a gate, so that the expression reads ``gate`` and ``up``, not ``x``.
+        by_columns: whether weights of one input are contiguous, as in stacks [E, in, out]; else those of one output.
 
     Raises:
         UnsupportedSpecError: there is no kernel for it.
@@ -90,21 +91,23 @@ class DenseExpertsSpec:
     dtype: str
     activation: str
     gated: bool
+    by_columns: bool = False
 
     def __post_init__(self) -> None:
         _check(self.dtype, self.activation, self.gated)
 
     def __str__(self) -> str:
         """One line for reports."""
-        return f"{self.dtype} {expr.display_name(self.activation)}"
+        return f"{self.dtype} {expr.display_name(self.activation)}{' by columns' if self.by_columns else ''}"
 
     @property
     def name(self) -> str:
         """What ops call the kernel."""
-        return f"{self.dtype} dense {'gated' if self.gated else 'plain'} {self.activation}"
+        order, form = "columns" if self.by_columns else "rows", "gated" if self.gated else "plain"
+        return f"{self.dtype} {order} {form} {self.activation}"
 
     @classmethod
     def named(cls, name: str) -> DenseExpertsSpec:
         """Inverse of `name`."""
-        dtype, _, form, activation = name.split(" ", 3)
-        return cls(dtype, activation, form == "gated")
+        dtype, order, form, activation = name.split(" ", 3)
+        return cls(dtype, activation, form == "gated", order == "columns")

@@ -3,11 +3,9 @@
 // Work is cut into panels of rows, of all experts alike, and taken by whoever is free: one hot expert keeps all threads
 // busy. A thread that has panels of `out` adds all experts to them, in the order of experts: no sum depends on timing.
 
-constexpr int64_t GRAIN = 4;  // panels that are taken at once, at most
-
-// As many that each thread comes back for more a few times, of one matrix alone: one expert may have all tokens.
+// As many that each thread comes back for more SHARES times, of one matrix alone: one expert may have all tokens.
 static int64_t grain(const Matrix& w, int64_t threads) {
-  return std::clamp<int64_t>(w.panels() / (4 * threads), 1, GRAIN);
+  return std::clamp<int64_t>(w.panels() / (SHARES * threads), 1, GRAIN);
 }
 
 struct Task {

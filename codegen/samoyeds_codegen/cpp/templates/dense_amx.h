@@ -1,7 +1,7 @@
 // Many tokens an expert, dense bfloat16 weights, on the matrix unit: 16 rows times 16 tokens, 32 columns at a time.
 //
-// The first tokens read the weights where they lie, DEPTH chunks of the rows at hand, and leave a copy for the others:
-// rows that are a power of two apart would drive each other out of the first cache.
+// The first tokens read rows where they lie, if these are contiguous, DEPTH chunks at a time, and leave a copy for the
+// others: rows that are a power of two apart would drive each other out of the first cache.
 
 namespace amx {
 
@@ -19,19 +19,14 @@ struct Rows {
   explicit Rows(const Piece* copies) : row_bytes(64), chunk_bytes(TILE) {
     for (int p = 0; p < P; ++p) first[p] = copies[p][0];
   }
-  Rows(const Panel* w, int64_t column) : row_bytes((w->rows[1] - w->rows[0]) * 2), chunk_bytes(64) {
-    for (int p = 0; p < P; ++p) first[p] = reinterpret_cast<const char*>(w[p].rows[0] + column);
+  Rows(const Panel* w, int64_t column) : row_bytes(w->row_bytes()), chunk_bytes(64) {
+    for (int p = 0; p < P; ++p) first[p] = w[p].tile(column);
   }
 };
 
 // Chunks of a panel from a column on, zero past the last column.
 static inline void copy(const Panel& w, int64_t column, int64_t chunks, int64_t cols, Piece& out) {
-  for (int64_t c = 0; c < chunks; ++c) {
-    const int64_t at = column + c * COLUMNS;
-    const __mmask32 exist = existing(cols - at);
-    for (int r = 0; r < PANEL; ++r)
-      _mm512_store_si512(out[c] + r * 64, _mm512_maskz_loadu_epi16(exist, w.rows[r] + at));
-  }
+  for (int64_t c = 0; c < chunks; ++c) copy_chunk(w, column + c * COLUMNS, cols - column - c * COLUMNS, out[c]);
 }
 
 using Sums = float[PANELS][PANEL * WIDTH];  // of a tile, each [PANEL, tokens]

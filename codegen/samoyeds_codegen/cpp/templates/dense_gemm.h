@@ -31,16 +31,6 @@ static int64_t bytes(int64_t count, const Matrix& w) {
 
 using Piece = float[PANEL][DEPTH];  // of a panel
 
-// Columns first to first + depth of a panel.
-static void copy(const Panel& w, int64_t first, int64_t depth, Piece& out) {
-  for (int r = 0; r < PANEL; ++r) {
-    const Weight* row = w.rows[r] + first;
-    int64_t k = 0;
-    for (; k + LANES <= depth; k += LANES) store(out[r] + k, load(row + k));
-    for (; k < depth; ++k) out[r][k] = to_float(row[k]);
-  }
-}
-
 // Adds HEIGHT rows of a piece times a tile to out. Meanwhile the same columns of the rows `ahead` are fetched, and of
 // the tokens that come next, `soon`, as much as is this block's share.
 template <int NT>
@@ -104,9 +94,9 @@ static void multiply(const Strip& w, const Matrix& of, const Group& g, char* x, 
     const int64_t depth = std::min<int64_t>(DEPTH, of.cols - first);
     const Weight* ahead[PANELS][PANEL];
     for (int p = 0; p < w.count; ++p) {
-      copy(w.now[p], first, depth, piece[p]);
+      copy_floats(w.now[p], first, depth, piece[p]);
       for (int r = 0; r < PANEL; ++r)
-        ahead[p][r] = first + DEPTH < of.cols ? w.now[p].rows[r] + first + DEPTH : w.next[p].rows[r];
+        ahead[p][r] = first + DEPTH < of.cols ? w.now[p].at(r, first + DEPTH) : w.next[p].at(r, 0);
     }
     for (int64_t t = begin; t < end; ++t) {
       const Tile tile(g.count, t);

@@ -1,10 +1,10 @@
-// A matrix of all experts whose rows are contiguous, row_stride apart: every row, or every other one where gate and up
-// rows alternate.
+// A matrix of all experts: weights of one output are col_stride apart, outputs are row_stride apart. One of them is 1
+// (2 for outputs, where those of gate and up alternate): there is a kernel for either order.
 struct Matrix {
   PerExpert<Weight> values;
   PerExpert<Weight> bias;  // null base and table: no bias
   int64_t bias_step;
-  int64_t row_stride, rows, cols;
+  int64_t row_stride, col_stride, rows, cols;
 
   int64_t panels() const { return ceil_div(rows, PANEL); }
   bool has_bias() const { return bias.base || bias.table; }

@@ -1,4 +1,4 @@
-// Few tokens an expert, any weights: their rows, and the panels of both products, by `multiply`.
+// Few tokens an expert, weights that are contiguous by rows: the panels of both products, by `multiply`.
 
 namespace dot {
 
@@ -15,17 +15,6 @@ static void multiply(int tokens, const Panel& w, const Panel& next, int64_t cols
     case 7: return multiply<std::min(7, TOKENS)>(w, next, cols, x, out);
     default: return multiply<TOKENS>(w, next, cols, x, out);
   }
-}
-
-static int64_t width(const Matrix& w) { return round_up(w.cols, 32); }
-static int64_t bytes(int64_t count, const Matrix& w) { return count * width(w) * int64_t(sizeof(float)); }
-
-// One token as floats, padded with zeros.
-static void gather(const Arguments& a, int64_t token, char* rows) {
-  const Weight* row = a.x + token * a.x_stride;
-  float* x = reinterpret_cast<float*>(rows) + token * width(a.up);
-  for (int64_t i = 0; i < a.hidden; ++i) x[i] = to_float(row[i]);
-  std::fill(x + a.hidden, x + width(a.up), 0.0f);
 }
 
 // Features of panels first to last of h = activation(gate, up), [slots, width(down)].

@@ -16,11 +16,9 @@ class Dense {
     for (const Tensor& t : tensors_)
       require(t.scalar_type() == dtype && (stacked_ ? has_sizes(t, {experts_, rows, cols}) : has_sizes(t, {rows, cols})),
               name);
-    const int64_t across = stride(tensors_[0], in_out ? 1 : 0);
-    in_rows_ = stride(tensors_[0], in_out ? 0 : 1) == 1 && across >= in;
+    row_stride_ = stride(tensors_[0], in_out ? 1 : 0), col_stride_ = stride(tensors_[0], in_out ? 0 : 1), out_ = out;
     for (const Tensor& t : tensors_)
-      in_rows_ = in_rows_ && stride(t, 0) == stride(tensors_[0], 0) && stride(t, 1) == stride(tensors_[0], 1);
-    row_stride_ = across;
+      alike_ = alike_ && stride(t, 0) == stride(tensors_[0], 0) && stride(t, 1) == stride(tensors_[0], 1);
     if (!bias) return;
     if (!has_sizes(*bias, {experts_, out}) && !has_sizes(*bias, {experts_, 1}))
       refuse(OP, std::string(name) + "_bias does not fit; pass a row of " + std::to_string(out) + " an expert");
@@ -29,8 +27,10 @@ class Dense {
   }
 
   int64_t experts() const { return experts_; }
-  // Whether what belongs to one output is contiguous, in all matrices alike: what kernels read.
-  bool in_rows() const { return in_rows_; }
+  // Whether weights of one output, or of one input, are contiguous, in all matrices alike: what kernels read.
+  bool lies(bool by_columns) const {
+    return alike_ && (by_columns ? row_stride_ == 1 && col_stride_ >= out_ : col_stride_ == 1 && row_stride_ >= in_);
+  }
 
   // Outputs first, first + step, ...; addresses go to `table`, which must live as long as the matrix.
   dense::Matrix matrix(int64_t first, int64_t step, int64_t rows, std::vector<const void*>& table) const {
@@ -39,7 +39,7 @@ class Dense {
     dense::Matrix m{};
     if (stacked_) m.values = {table[0], tensors_[0].stride(0), nullptr};
     else m.values = {nullptr, 0, table.data()};
-    m.bias_step = step, m.row_stride = step * row_stride_, m.rows = rows, m.cols = in_;
+    m.bias_step = step, m.row_stride = step * row_stride_, m.col_stride = col_stride_, m.rows = rows, m.cols = in_;
     if (bias_) {
       const bool one = bias_->size(1) == 1;  // for all outputs of an expert
       const auto* base = static_cast<const char*>(bias_->const_data_ptr());
@@ -58,8 +58,8 @@ class Dense {
 
   Tensors tensors_;
   Bias bias_;
-  bool stacked_ = false, in_rows_ = false;
-  int64_t in_, experts_ = 0, row_stride_ = 0;
+  bool stacked_ = false, alike_ = true;
+  int64_t in_, out_ = 0, experts_ = 0, row_stride_ = 0, col_stride_ = 0;
 };
 
 static Tensor run(Tensor x, Tensor ids, Tensor weights, Tensors gate, Tensors up, Tensors down, Bias gate_bias,
@@ -86,7 +86,9 @@ static Tensor run(Tensor x, Tensor ids, Tensor weights, Tensors gate, Tensors up
   if (separate) gate_all.emplace("gate", gate, width, hidden, in_out, dtype, gate_bias);
   if (down_all.experts() != up_all.experts() || (separate && gate_all->experts() != up_all.experts()))
     refuse(OP, "up, down and gate have different numbers of experts");
-  if (!up_all.in_rows() || !down_all.in_rows() || (separate && !gate_all->in_rows())) return otherwise();
+  const bool by_columns = kernel.by_columns;
+  if (!up_all.lies(by_columns) || !down_all.lies(by_columns) || (separate && !gate_all->lies(by_columns)))
+    return otherwise();
 
   std::vector<const void*> tables[3];
   auto a = operands.arguments<dense::Arguments>(up_all.experts(), width);
