@@ -79,6 +79,51 @@ def cache_directory() -> Path:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """What is kept of one text."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Kind of text and hash."""
+        return self.path.name
+
+    @property
+    def title(self) -> str:
+        """The first line of the text, without what makes it a comment."""
+        try:
+            with (self.path / "kernel.cpp").open() as text:
+                return text.readline().strip("/ \n").removesuffix(" Generated, do not edit.")
+        except OSError:
+            return ""
+
+    @property
+    def bytes(self) -> int:
+        """On disk."""
+        return sum(file.stat().st_size for file in self.path.iterdir() if file.is_file())
+
+    @property
+    def sound(self) -> bool:
+        """Whether the library is the one that was compiled."""
+        return _is_sound(self.path)
+
+    def remove(self) -> None:
+        """A process that has loaded the library keeps it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def entries() -> list[Entry]:
+    """All that is kept, by name.
+
+    Raises:
+        CacheError: there is no folder, or others may write to it.
+    """
+    folders = (path for path in cache_directory().iterdir() if path.is_dir() and not path.name.startswith("making-"))
+    return [Entry(path) for path in sorted(folders)]
+
+
+@dataclass(frozen=True)
 class Compiler:
     """A C++ compiler: how it is called, which may be several words (``ccache g++``), and what it says it is."""
 

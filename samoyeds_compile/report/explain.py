@@ -33,11 +33,15 @@ def explain(model: Any, *args: Any, **kwargs: Any) -> Report:
 
     model = getattr(model, "_orig_mod", model)
     report = Report()
+    options: dict[str, Any] = {"base": "eager", "report": report}
+    if _is_meta(model):
+        options["validate"] = False
+        report.notes.append("the model has no weights (meta device), so rewrites were not validated")
     torch._dynamo.reset()
     before = Counter(counters["graph_break"])
     try:
         with torch.random.fork_rng():
-            run: Any = torch.compile(model, backend="samoyeds", options={"base": "eager", "report": report})
+            run: Any = torch.compile(model, backend="samoyeds", options=options)
             run(*args, **kwargs)
         breaks = Counter(counters["graph_break"]) - before
     finally:
@@ -46,6 +50,10 @@ def explain(model: Any, *args: Any, **kwargs: Any) -> Report:
     if isinstance(model, nn.Module):
         report.uncaptured += find_uncaptured(model, report)
     return report
+
+
+def _is_meta(model: Any) -> bool:
+    return isinstance(model, nn.Module) and any(parameter.is_meta for parameter in model.parameters())
 
 
 def _explained(report: Report, counted: Mapping[str, int], model: Any) -> list[tuple[str, str]]:

@@ -25,7 +25,10 @@ class BlockReport:
         rewritten: whether it runs as ``samoyeds::`` ops.
         reason: why it was not rewritten; None if it was.
         reason_source: ``file:line: code`` of the first failed condition.
-        experts: E; top_k: K; hidden_size: H; intermediate_size: I; None where the match did not get that far.
+        experts: E; None where the match did not get that far, as with the other sizes.
+        top_k: K.
+        hidden_size: H.
+        intermediate_size: I.
         activation: common name or expression of the activation.
         gate_up_layout, weight_layout: how the weights are stored.
         router: what kind of router is in front of it.

@@ -20,6 +20,7 @@ def runtime() -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 @pytest.mark.parametrize("cases", CASES)
 def test_under_sanitizers(cases: str) -> None:
     if not Path(runtime()).exists():

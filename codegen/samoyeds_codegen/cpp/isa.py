@@ -62,7 +62,12 @@ def usable_isas(dtype: str) -> tuple[Isa, ...]:
 
 def runs_here(isa: Isa) -> bool:
     """Whether this machine runs a variant; nothing may be called that was not asked about, as AMX is granted by it."""
-    return isa.features <= _features()
+    return not missing(isa)
+
+
+def missing(isa: Isa) -> frozenset[str]:
+    """What a variant needs and this machine lacks."""
+    return isa.features - _features()
 
 
 @functools.cache
