@@ -64,7 +64,7 @@ def reconstructed(model: nn.Module, masks: dict[str, Tensor], calibration: list[
     found = copy.deepcopy(model)
     for block in find_blocks(found):
         name, module = holder(block, found)
-        calls = record(found, module, calibration, lambda: None)
+        calls = record(found, [module], calibration, lambda: None)[module]
         made = [Masters(p, p.stored.clone(), masks[p.name]) for p in block.projections]
         reconstruct(name, module, made, [], calls, steps)
         for each in made:

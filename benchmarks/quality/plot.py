@@ -17,7 +17,7 @@ def plot(rows: list[dict[str, Any]], curves: list[dict[str, Any]], path: Path) -
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(3, 1, figsize=(9, 15), height_ratios=(3, 5, 1.6))
-    sparse = [row for row in rows if row["pattern"] != "dense"]
+    sparse = [row for row in rows if not row["pattern"].startswith("dense")]
     _oneshot(axes[0], [row for row in sparse if row["when"] == "one-shot"])
     _fitted(axes[1], [row for row in sparse if row["when"] != "one-shot"])
     for curve in curves:

@@ -9,6 +9,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from benchmarks.quality.oneshot import masked, peer_masks, pruned, reconstructed
 from benchmarks.quality.peers import Unstructured, Venom
 from benchmarks.quality.recover import recovered_peer
+from benchmarks.quality.study import Study
 from benchmarks.quality.summary import summary, table
 from samoyeds_compile import SparsityConfig
 from samoyeds_compile.sparsity import validate
@@ -97,3 +98,20 @@ def test_peers_are_reconstructed_within_their_masks(model, calibration) -> None:
     assert float((others[1] - dense).norm()) < 0.9 * float((others[0] - dense).norm())
     for name, mask in masks.items():
         assert not fitted.get_parameter(name).detach()[~mask].any()
+
+
+def test_study_at_a_plateau(calibration) -> None:
+    """Every arm is trained on the same batches, is measured, and is compared with the dense model after them."""
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = MixtralConfig(vocab_size=50, num_hidden_layers=1, num_local_experts=4, **sizes)
+    model = MixtralForCausalLM(config).eval()
+    unseen = torch.randint(50, (4, 16), generator=torch.Generator().manual_seed(2))
+    batches = [torch.randint(50, (2, 16), generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    study = Study(model, unseen, calibration, batches, calibration)
+    (first, *rest) = study.rows_at_plateau(set())
+    assert (first["pattern"], rest[0]["pattern"]) == ("dense at the start", "dense")
+    assert {row["pattern"] for row in rest[1:]} == {"1:2:32+2:4", "VENOM 64:2:8", "unstructured 75%"}
+    assert [row["distill"] for row in rest[1:4]] == [True, False, False]
+    assert all(row["name"] != first["name"] for row in study.rows_at_plateau({first["name"]}))
+    found = summary([[row("one-shot", "dense", 1.0), first, *rest]])
+    assert found[2]["above_dense_percent"] == [0.0] and found[1]["above_dense_percent"] != [0.0]
