@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import fx
@@ -17,6 +17,9 @@ from samoyeds_compile.graph.edit import Snapshot
 from samoyeds_compile.graph.values import graph_modules
 from samoyeds_compile.report.dump import GraphDump
 from samoyeds_compile.report.model import GraphReport, StepReport
+
+if TYPE_CHECKING:
+    from samoyeds_compile.lower.kernels import KernelChoice
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -69,6 +72,12 @@ class Steps:
         if edits and self.dump is not None:
             self.dump.graph(f"after_{name}", self.gm)
         return result
+
+    def kernels(self, choices: Sequence[KernelChoice]) -> None:
+        """Note how blocks are computed, and dump the text of kernels."""
+        self.report.kernels = [str(choice) for choice in choices]
+        if self.dump is not None:
+            self.dump.kernels(dict(text for choice in choices for text in choice.texts))
 
     def _verify(self, step: str) -> None:
         for module in graph_modules(self.gm):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from samoyeds_codegen.cpp.emit import emit
 from samoyeds_codegen.cpp.kernel import experts_kernel
 from samoyeds_codegen.cpp.spec import DenseExpertsSpec, ExpertsSpec
 from samoyeds_codegen.errors import KernelError
@@ -25,11 +27,13 @@ class KernelChoice:
         packed: whether its weights are packed.
         kernel: what the report calls the kernel; None if there is none.
         reason: why there is none.
+        texts: what was generated, by names of files.
     """
 
     packed: bool
     kernel: str | None
     reason: str = ""
+    texts: tuple[tuple[str, str], ...] = ()
 
     @property
     def op(self) -> torch._ops.OpOverload | None:
@@ -87,5 +91,7 @@ def _compiled(spec: ExpertsSpec | DenseExpertsSpec) -> KernelChoice:
         kernel = experts_kernel(spec)
     except KernelError as error:
         return KernelChoice(packed, None, f"{type(error).__name__}: {error}")
-    kind = "packed" if packed else "dense"
-    return KernelChoice(packed, f"kernel of {kind} experts, {spec}, {kernel.isa.name}")
+    kind, isa = "packed" if packed else "dense", kernel.isa
+    name = f"{kind}_{spec.dtype}_{isa.name}_{hashlib.sha256(spec.name.encode()).hexdigest()[:8]}.cpp"
+    texts = ((name, emit(spec, isa)),)
+    return KernelChoice(packed, f"kernel of {kind} experts, {spec}, {isa.name}", texts=texts)

@@ -3,7 +3,8 @@
     DIR/report.json                 all graphs in the folder
     DIR/graph_000/before.py         what Dynamo captured
     DIR/graph_000/after_rewrite.py  with canonical ops; run it: it compares itself with before.py
-    DIR/graph_000/after_lower.py    with stage ops
+    DIR/graph_000/after_lower.py    with stage ops, or one op for each block that has a kernel
+    DIR/graph_000/kernels/          the generated text of kernels
     DIR/graph_000/graph.json        the report of this graph
 
 Several processes may dump into one folder: each graph takes a fresh number, and every file is written in one go.
@@ -18,7 +19,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,14 @@ class GraphDump:
                 "\n", "\n# "
             )
         _write(self.folder / f"{name}.py", program)
+
+    def kernels(self, texts: Mapping[str, str]) -> None:
+        """Write generated kernels, by names of files."""
+        folder = self.folder / "kernels"
+        if texts:
+            folder.mkdir()
+        for name, text in texts.items():
+            _write(folder / name, text)
 
     def finish(self, report: GraphReport) -> None:
         """Write the graph's report and bring the folder's ``report.json`` up to date."""

@@ -11,6 +11,7 @@ import transformers
 from torch import nn
 
 import samoyeds_compile
+from samoyeds_codegen import build
 from samoyeds_compile import Report
 from tests.blocks import Block
 from tests.models import families
@@ -120,7 +121,8 @@ def test_dumped_programs_run_and_agree(tmp_path, style, train):
         torch.compile(Block(style), backend="samoyeds", options=options)(torch.randn(6, 16))
     folder = tmp_path / "graph_000"
     routers = [] if train else ["after_routers.py"]  # in inference they become one op
-    programs = ["after_lower.py", "after_rewrite.py", *routers, "before.py", "graph.json"]
+    kernels = [] if train or style == "gathered" else ["kernels"]  # gathered weights of six tokens need none
+    programs = ["after_lower.py", "after_rewrite.py", *routers, "before.py", "graph.json", *kernels]
     assert sorted(p.name for p in folder.iterdir()) == programs
     assert "samoyeds.moe_experts" in (folder / "after_rewrite.py").read_text()
     stage = "expert_up" if train else "experts_gathered" if style == "gathered" else "experts_dense"  # six tokens
@@ -129,6 +131,18 @@ def test_dumped_programs_run_and_agree(tmp_path, style, train):
         result = subprocess.run([sys.executable, str(folder / f"{name}.py")], capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         assert ("equal to before.py" in result.stdout) == (name != "before")
+
+
+def test_dump_has_the_text_of_kernels(tmp_path):
+    """Of each kernel once, as the cache has it."""
+    report = Report()
+    options = {"base": "eager", "dump": tmp_path, "report": report}
+    with torch.no_grad():
+        torch.compile(Block("grouped"), backend="samoyeds", options=options)(torch.randn(6, 16))
+    (kernel,) = (tmp_path / "graph_000" / "kernels").iterdir()
+    text = kernel.read_text()
+    assert text.startswith("// Samoyeds experts: float32 ") and kernel.name.startswith("dense_float32_")
+    assert any(text == (entry.path / "kernel.cpp").read_text() for entry in build.entries())
 
 
 def test_dump_of_a_dynamic_checkpointed_model_runs(tmp_path):
