@@ -206,7 +206,7 @@ def test_multicast(seed: int) -> None:
 
 
 CLUSTER_MISTAKES = {
-    "copy before the other block is ready": ("ptx::cluster_sync();\n  if", "__syncthreads();\n  if", (BarrierError, RaceError)),
+    "other block not ready": ("ptx::cluster_sync();\n  if", "__syncthreads();\n  if", (BarrierError, RaceError)),
     "blocks outside the cluster": ("barrier, 3", "barrier, 7", OperandError),
     "half of the bytes": ("barrier, 3", "barrier, 1 << rank", DeadlockError),
 }  # fmt: skip
