@@ -1,0 +1,106 @@
+"""Every CUDA kernel for every target, compiled without a GPU: what machine code came out."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from samoyeds_codegen.cuda.emit import emit
+from samoyeds_codegen.cuda.nvrtc import compile_cubin, version
+from samoyeds_codegen.cuda.sass import disassemble
+from samoyeds_codegen.cuda.spec import SHARED_LIMIT, CombineSpec, KernelSpec, Pattern, ProjectionSpec, TilesSpec
+
+SWIGLU, GEGLU = "silu(gate) * up", "gelu(gate, 'tanh') * up"
+P12, P12_32, P24, P11 = Pattern(1, 2, 128), Pattern(1, 2, 32), Pattern(2, 4, 64), Pattern(1, 1, 32)
+BF, FP = "bfloat16", "float16"
+MMA_TARGETS = tuple(target for target in SHARED_LIMIT if target != "sm_90a")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel for one target; ``seconds`` is the time of this compilation."""
+
+    kernel: str
+    target: str
+    sparse: int
+    registers: int
+    shared: int
+    spills: int
+    wide: int
+    seconds: float
+
+
+def specs() -> list[KernelSpec]:
+    """What is looked at: each pattern, dtype and kind of tile, on each target that has it."""
+    return [spec for target in MMA_TARGETS for spec in _mma(target)] + _wgmma("sm_90a")
+
+
+def _mma(target: str) -> list[KernelSpec]:
+    return [
+        TilesSpec(target, 16),
+        ProjectionSpec("up", target, P12, BF, 64, 8, 4, SWIGLU, True),
+        ProjectionSpec("up", target, P12_32, BF, 64, 64, 3, SWIGLU, True, True),
+        ProjectionSpec("up", target, P11, FP, 64, 64, 3, "square(relu(x))", False, True),
+        ProjectionSpec("up", target, P24, FP, 64, 64, 3, GEGLU, True),
+        ProjectionSpec("down", target, P12, BF, 64, 16, 4),
+        ProjectionSpec("down", target, P11, BF, 128, 32, 3),
+        CombineSpec(target, BF, "float32", BF),
+    ]
+
+
+def _wgmma(target: str) -> list[KernelSpec]:
+    return [
+        ProjectionSpec("up", target, P12, BF, 128, 16, 4, SWIGLU, True),
+        ProjectionSpec("up", target, P12, BF, 128, 128, 4, SWIGLU, True),
+        ProjectionSpec("up", target, P12_32, FP, 128, 128, 4, SWIGLU, True, True),
+        ProjectionSpec("up", target, P11, BF, 128, 128, 4, SWIGLU, True),
+        ProjectionSpec("up", target, P24, BF, 128, 64, 4, GEGLU, True),
+        ProjectionSpec("down", target, P12, BF, 128, 32, 4),
+        ProjectionSpec("down", target, P12, BF, 128, 128, 4),
+        ProjectionSpec("down", target, P11, FP, 128, 64, 4, "x", False, True),
+    ]
+
+
+def measure(spec: KernelSpec) -> Row:
+    """Compile a kernel, unless the cache has it, and read the machine code."""
+    began = time.perf_counter()
+    cubin = compile_cubin(emit(spec), spec.target)
+    seconds = time.perf_counter() - began
+    sass = disassemble(cubin)
+    name = str(spec).removesuffix(f" {spec.target}")
+    wide = sass.wide_copies + sass.wide_loads
+    spills = sass.spills + (sass.stack > 0)
+    shared = spec.shared_bytes + sass.static_shared
+    return Row(name, spec.target, sass.sparse, sass.registers, shared, spills, wide, round(seconds, 2))
+
+
+def table(rows: list[Row]) -> Table:
+    """The same for the terminal."""
+    found = Table(title=f"NVRTC {version()}")
+    for column in ("kernel", "target", "sparse MMA", "registers", "shared bytes", "spills", "16-byte", "seconds"):
+        found.add_column(column, justify="left" if column in ("kernel", "target") else "right")
+    for row in rows:
+        found.add_row(*(str(value) for value in vars(row).values()))
+    return found
+
+
+def page_rows(rows: list[Row]) -> str:
+    """The same for docs/gpu_cuda.md, without the time, which is another one on every machine."""
+    lines = ["| kernel | target | sparse MMA | registers | shared bytes | spills | 16-byte |", "|" + "---|" * 7]
+    lines += ["| " + " | ".join(map(str, list(vars(row).values())[:-1])) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def main(json_file: Path | None) -> None:
+    """Print the table, and write it as JSON if a file is named."""
+    rows = [measure(spec) for spec in track(specs(), "compiling")]
+    Console().print(table(rows))
+    if json_file is not None:
+        content = {"nvrtc": version(), "kernels": [vars(row) for row in rows]}
+        json_file.write_text(json.dumps(content, indent=1) + "\n")
