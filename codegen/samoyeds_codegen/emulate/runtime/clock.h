@@ -1,0 +1,28 @@
+// Vector clocks. Every thread of a cluster has a slot, and so has everything that runs beside the threads: an mbarrier
+// (for the bulk copies it counts) and a warpgroup (for the matrix products it has in flight).
+
+using Stamps = std::vector<uint32_t>;
+
+inline void join(Stamps& into, const Stamps& from) {
+  uint32_t* a = into.data();
+  const uint32_t* b = from.data();
+  for (size_t i = 0; i < into.size(); ++i) a[i] = std::max(a[i], b[i]);
+}
+
+inline void meet(Stamps& into, const Stamps& from) {
+  for (size_t i = 0; i < into.size(); ++i) into[i] = std::min(into[i], from[i]);
+}
+
+// `seen`: what happened before. `fenced`: the part of it that a fence.proxy.async has shown to the async proxy.
+struct Clock {
+  Stamps seen, fenced;
+  explicit Clock(size_t slots = 0) : seen(slots), fenced(slots) {}
+  void join(const Clock& from) {
+    ::join(seen, from.seen);
+    ::join(fenced, from.fenced);
+  }
+  void meet(const Clock& from) {
+    ::meet(seen, from.seen);
+    ::meet(fenced, from.fenced);
+  }
+};

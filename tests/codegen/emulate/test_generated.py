@@ -1,0 +1,139 @@
+"""The kernels of `samoyeds_codegen.cuda`, their text executed by the emulator, against float64."""
+
+import ctypes
+
+import pytest
+import torch
+from torch import Tensor
+
+from samoyeds_codegen import emulate, expr
+from samoyeds_codegen.cuda.arguments import arguments_of
+from samoyeds_codegen.cuda.block import Experts, Projection, Routing, plan_block
+from samoyeds_codegen.cuda.emit import ENTRY, emit
+from samoyeds_codegen.cuda.launch import Launch
+from samoyeds_codegen.cuda.pack import pack, pack_bias
+from samoyeds_codegen.cuda.spec import Pattern, TilesSpec
+from samoyeds_compile.ops.route import route
+from tests.codegen.cuda.weights import condensed, random_weight
+
+MMA, WGMMA = "sm_80", "sm_90a"
+EXPERTS, HIDDEN, WIDTH, TOKENS, TOP_K = 3, 264, 72, 20, 2
+ERROR = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+"""Of one rounding; what a kernel stores is rounded once."""
+
+
+class Weights:
+    """Random experts: dense in float64, and as kernels take them."""
+
+    def __init__(self, pattern: Pattern, dtype: torch.dtype, activation: str, bias: bool) -> None:
+        self.gated = "gate" in activation
+        shapes = {"up": (WIDTH, HIDDEN), "down": (HIDDEN, WIDTH)} | ({"gate": (WIDTH, HIDDEN)} if self.gated else {})
+        made = {n: random_weight(pattern, EXPERTS, *s, dtype, seed) for seed, (n, s) in enumerate(shapes.items())}
+        self.dense = {name: dense.double() for name, (dense, _) in made.items()}
+        packed = {name: condensed(weight) for name, (_, weight) in made.items()}
+        self.bias = {name: torch.randn(EXPERTS, s[0]).to(dtype) for name, s in shapes.items()} if bias else {}
+        up_bias = pack_bias(pattern, self.bias["up"], self.bias.get("gate")) if bias else None
+        down_bias = pack_bias(pattern, self.bias["down"]) if bias else None
+        up = Projection(pack(pattern, packed["up"], packed.get("gate")), WIDTH, HIDDEN, up_bias)
+        down = Projection(pack(pattern, packed["down"]), HIDDEN, WIDTH, down_bias)
+        self.experts = Experts(pattern, activation, self.gated, up, down)
+
+    def project(self, name: str, expert: int, rows: Tensor) -> Tensor:
+        bias = self.bias[name][expert].double() if self.bias else 0.0
+        return rows.double() @ self.dense[name][expert].T + bias
+
+    def up(self, expert: int, rows: Tensor) -> Tensor:
+        if not self.gated:
+            return expr.evaluate(self.experts.activation, {"x": self.project("up", expert, rows)})
+        inputs = {name: self.project(name, expert, rows) for name in ("gate", "up")}
+        return expr.evaluate(self.experts.activation, inputs)
+
+
+def run(launch: Launch, seed: int) -> None:
+    """What a launch writes may not be read before; everything else is checked by the emulator anyway."""
+    writes = ("tiles", "tile_count") if isinstance(launch.spec, TilesSpec) else ("out",)
+    arguments = []
+    for kind, name, _ in arguments_of(launch.spec).fields:
+        value = launch.arguments[name]
+        if isinstance(value, Tensor):
+            arguments.append(emulate.Output(value) if name in writes else value)
+        else:
+            arguments.append(ctypes.c_int64(value) if kind == "int64_t" else value)
+    spec = launch.spec
+    text, entry = emit(spec), f"samoyeds::{ENTRY}"
+    emulate.run(text, entry, launch.grid, (spec.threads,), spec.shared_bytes, arguments, seed=seed)
+
+
+def close(found: Tensor, expected: Tensor, scale: Tensor) -> None:
+    """Equal but for one rounding to the dtype, and sums in float32 in another order."""
+    error = (found.double() - expected).abs()
+    assert (error <= ERROR.get(found.dtype, 0) * expected.abs() + 1e-5 * scale).all(), error.max()
+
+
+def check_block(
+    pattern: Pattern,
+    target: str,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    activation: str = "silu(gate) * up",
+    bias: bool = False,
+    ids: Tensor | None = None,
+    seed: int = 0,
+    processors: int = 2,
+) -> None:
+    """Run tiles, up, down and combine, and compare what each of them leaves, given what the one before it left."""
+    weights = Weights(pattern, dtype, activation, bias)
+    generator = torch.Generator().manual_seed(seed)
+    if ids is None:
+        ids = torch.rand(TOKENS, EXPERTS, generator=generator).topk(TOP_K).indices
+    x = torch.randn(len(ids), HIDDEN, generator=generator).to(dtype)
+    plan = route(ids, EXPERTS)
+    routing = Routing(plan.order_S, plan.slot_TK, plan.offsets_E, torch.rand(ids.shape, generator=generator))
+    block = plan_block(x, weights.experts, routing, target, processors, torch.float32)
+    for launch in block.launches:
+        run(launch, seed)
+    _, up, down, _ = (launch.arguments for launch in block.launches)
+    h, y = up["out"], down["out"]
+    first = 0
+    for expert, last in enumerate(plan.offsets_E.tolist()):
+        rows = x[plan.order_S[first:last] // ids.shape[1]]
+        close(h[first:last, :WIDTH], weights.up(expert, rows), torch.tensor(HIDDEN**0.5))
+        close(y[first:last, :HIDDEN], weights.project("down", expert, h[first:last, :WIDTH]), torch.tensor(100.0))
+        first = last
+    owned = plan.slot_TK < plan.offsets_E[-1]
+    gathered = torch.where(owned[..., None], y[plan.slot_TK.clamp(max=max(first - 1, 0)), :HIDDEN].double(), 0.0)
+    expected = (gathered * routing.weights_TK[..., None].double()).sum(1)
+    close(block.out_TH, expected, torch.tensor(100.0))
+
+
+PATTERNS = [Pattern(1, 1, 32), Pattern(1, 2, 128), Pattern(1, 2, 32), Pattern(2, 4, 64)]
+
+
+@pytest.mark.parametrize("target", [MMA, WGMMA])
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_block(pattern: Pattern, target: str) -> None:
+    check_block(pattern, target)
+
+
+@pytest.mark.parametrize("target", [MMA, WGMMA])
+def test_plain_experts_with_biases_in_float16(target: str) -> None:
+    check_block(Pattern(1, 2, 64), target, dtype=torch.float16, activation="relu(x)", bias=True)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("target", [MMA, WGMMA])
+def test_other_schedules(target: str, seed: int) -> None:
+    check_block(Pattern(1, 2, 128), target, seed=seed)
+
+
+ROUTINGS = {
+    "one token": torch.tensor([[2, 0]]),
+    "all on one expert": torch.ones(40, 1, dtype=torch.int64),
+    "experts of other ranks": torch.tensor([[0, EXPERTS], [EXPERTS, EXPERTS], [1, 1]]),
+}
+
+
+@pytest.mark.parametrize("target", [MMA, WGMMA])
+@pytest.mark.parametrize("name", ROUTINGS)
+def test_routing(name: str, target: str) -> None:
+    check_block(Pattern(1, 2, 128), target, ids=ROUTINGS[name], processors=1)
