@@ -21,6 +21,8 @@ P12, P12_32, P24, P11 = Pattern(1, 2, 128), Pattern(1, 2, 32), Pattern(2, 4, 64)
 BF, FP = "bfloat16", "float16"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "gpu_cuda.md"
 MARKS = ("<!-- table of kernels: python -m benchmarks.gpu --compile-only --page -->", "<!-- end of the table -->")
+WIDTH = 130
+"""Characters of the table, whatever the terminal's width is."""
 MMA_TARGETS = tuple(target for target in SHARED_LIMIT if target != "sm_90a")
 
 
@@ -90,7 +92,7 @@ def table(rows: list[Row]) -> Table:
     """The same for the terminal."""
     found = Table(title=f"NVRTC {version()}")
     for column in ("kernel", "target", "sparse MMA", "registers", "shared bytes", "spills", "16-byte", "seconds"):
-        found.add_column(column, justify="left" if column in ("kernel", "target") else "right")
+        found.add_column(column, justify="left" if column in ("kernel", "target") else "right", no_wrap=True)
     for row in rows:
         found.add_row(*(str(value) for value in vars(row).values()))
     return found
@@ -118,7 +120,7 @@ def write_page(rows: list[Row]) -> None:
 def main(json_file: Path | None, page: bool) -> None:
     """Print the table; write it as JSON if a file is named, and into the page if asked for."""
     rows = [measure(spec) for spec in track(specs(), "compiling")]
-    Console().print(table(rows))
+    Console(width=WIDTH).print(table(rows))
     if json_file is not None:
         content = {"nvrtc": version(), "kernels": [vars(row) for row in rows]}
         json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -10,7 +10,6 @@ from samoyeds_codegen.cuda.emit import ENTRY, emit
 from samoyeds_codegen.cuda.launch import Launch
 
 
-
 def argument(kind: str, value):
     if kind == "int64_t":
         return ctypes.c_int64(value)
@@ -25,6 +24,4 @@ def run(launch: Launch, seed: int = 0) -> None:
         if isinstance(value, emulate.Output):
             value.tensor.view(torch.uint8).fill_(255)  # NaN, or -1
     spec = launch.spec
-    emulate.run(
-        emit(spec), f"samoyeds::{ENTRY}", launch.grid, (spec.threads,), spec.shared_bytes, values, seed=seed
-    )
+    emulate.run(emit(spec), f"samoyeds::{ENTRY}", launch.grid, (spec.threads,), spec.shared_bytes, values, seed=seed)

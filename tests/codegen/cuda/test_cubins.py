@@ -26,11 +26,13 @@ def check_page(row) -> None:
 
 @pytest.mark.parametrize("spec", specs(), ids=str)
 def test_machine_code(spec) -> None:
-    sass = disassemble(compile_cubin(emit(spec), spec.target))
+    cubin = compile_cubin(emit(spec), spec.target)
+    assert "serialized" not in cubin.with_name("kernel.log").read_text()  # wgmma that waits for each other
+    sass = disassemble(cubin)
     check_page(row_of(spec, sass, 0.0))
     assert sass.spills == sass.stack == sass.local == 0
     assert spec.shared_bytes + sass.static_shared <= (SHARED_LIMIT[spec.target] + 1) * 1024
-    assert sass.registers * spec.threads <= 65536
+    assert sass.registers * spec.threads <= 65536 and "registers" in cubin.with_name("kernel.log").read_text()
     if not isinstance(spec, ProjectionSpec):
         assert sass.sparse == 0
         return
