@@ -45,7 +45,7 @@ def planned(case: Case, x: torch.Tensor, ids: torch.Tensor, wgmma: bool) -> tupl
 
 def poison(block: Block) -> None:
     for launch in block.launches:
-        written = launch.arguments.get("out", launch.arguments["tiles"] if "tiles" in launch.arguments else None)
+        written = launch.arguments.get("out", launch.arguments.get("tiles"))
         assert isinstance(written, torch.Tensor)
         written.view(torch.uint8).fill_(255)  # NaN, or -1
 
