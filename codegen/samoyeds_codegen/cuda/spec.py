@@ -137,6 +137,16 @@ class ProjectionSpec:
         return self.target == WGMMA_TARGET
 
     @property
+    def shared(self) -> bool:
+        """Whether the rows of half a slab, which are one lane group's, agree on a sub-row everywhere."""
+        return self.pattern.selects and self.pattern.n == 1 and self.pattern.group % 8 == 0
+
+    @property
+    def direct(self) -> bool:
+        """Whether all rows of an instruction do; gates and ups, which take turns in a slab, choose for themselves."""
+        return self.shared and not self.gated and self.pattern.group % (64 if self.wgmma else 16) == 0
+
+    @property
     def row_tiles(self) -> int:
         """Records that a thread block multiplies at a time."""
         return self.rows // ROWS

@@ -46,6 +46,7 @@ def test_machine_code(spec) -> None:
     assert sass.registers <= MOST_REGISTERS[spec.tokens] or spec.wgmma
     assert sass.count("LDGSTS") == sass.count("LDGSTS", "128") > 0
     assert (sass.count("UBLKCP") > 0) == spec.wgmma
+    assert not (spec.direct and sass.count("FFMA"))  # whose sub-rows tensor cores choose
 
 
 def test_golden() -> None:
