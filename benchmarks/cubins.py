@@ -13,8 +13,9 @@ from rich.table import Table
 
 from samoyeds_codegen.cuda.emit import emit
 from samoyeds_codegen.cuda.nvrtc import compile_cubin, version
+from samoyeds_codegen.cuda.pattern import Pattern
 from samoyeds_codegen.cuda.sass import Sass, disassemble
-from samoyeds_codegen.cuda.spec import SHARED_LIMIT, CombineSpec, KernelSpec, Pattern, ProjectionSpec, TilesSpec
+from samoyeds_codegen.cuda.spec import SHARED_LIMIT, CombineSpec, KernelSpec, ProjectionSpec, TilesSpec
 
 SWIGLU, GEGLU = "silu(gate) * up", "gelu(gate, 'tanh') * up"
 P12, P12_32, P24, P11 = Pattern(1, 2, 128), Pattern(1, 2, 32), Pattern(2, 4, 64), Pattern(1, 1, 32)

@@ -7,7 +7,7 @@ import torch
 
 from samoyeds_codegen.cuda.block import Block, Experts, Routing, plan_block
 from samoyeds_codegen.cuda.launch import prepare, run, target_of
-from samoyeds_codegen.cuda.spec import Pattern
+from samoyeds_codegen.cuda.pattern import Pattern
 from samoyeds_compile.ops.route import route
 from tests.codegen.cuda.blocks import Case, reference, routing
 from tests.codegen.cuda.weights import PATTERNS

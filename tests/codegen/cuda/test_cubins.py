@@ -9,8 +9,9 @@ import pytest
 from benchmarks.cubins import PAGE, page_row, row_of, specs
 from samoyeds_codegen.cuda.emit import TEMPLATES, emit
 from samoyeds_codegen.cuda.nvrtc import compile_cubin, version
+from samoyeds_codegen.cuda.pattern import Pattern
 from samoyeds_codegen.cuda.sass import disassemble
-from samoyeds_codegen.cuda.spec import SHARED_LIMIT, Pattern, ProjectionSpec
+from samoyeds_codegen.cuda.spec import SHARED_LIMIT, ProjectionSpec
 from samoyeds_codegen.cuda.wgmma import wgmma_sp
 
 EXPECTED = Path(__file__).parents[2] / "expected" / "experts_wgmma.cu.expected"

@@ -6,7 +6,7 @@ import torch
 from samoyeds_codegen import emulate
 from samoyeds_codegen.cuda.block import plan_block
 from samoyeds_codegen.cuda.emit import emit
-from samoyeds_codegen.cuda.spec import Pattern
+from samoyeds_codegen.cuda.pattern import Pattern
 from tests.codegen.cuda import emulated
 from tests.codegen.cuda.blocks import Case, reference, routing
 

@@ -3,7 +3,7 @@
 import torch
 
 from samoyeds_codegen.cuda.pack import Condensed
-from samoyeds_codegen.cuda.spec import Pattern
+from samoyeds_codegen.cuda.pattern import Pattern
 from samoyeds_compile.sparsity import SparsityConfig
 from samoyeds_compile.sparsity.pack import PackedWeight, pack
 from samoyeds_compile.sparsity.solver import best_mask
