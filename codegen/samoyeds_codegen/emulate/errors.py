@@ -76,7 +76,7 @@ class MetadataError(EmulationError):
 
 
 class OperandError(EmulationError):
-    """A descriptor, count, parity or mask that the instruction does not take."""
+    """A descriptor, count, parity, mask or number that the instruction does not take."""
 
 
 CLASSES: tuple[type[EmulationError], ...] = (

@@ -27,9 +27,9 @@ KERNEL_FLAGS = (
     "-w",
     # What CUDA's compiler fuses or not is not ours to guess: one rounding for each operation of the text.
     "-ffp-contract=off",
-    # Plain loads and stores, misaligned pointers and indices past constant arrays call the runtime ...
+    # Plain loads and stores call the runtime, and so does arithmetic that CUDA and C++ do not define, or not alike, ...
     "-fsanitize=thread",
-    "-fsanitize=alignment,bounds",
+    "-fsanitize=alignment,bounds,shift-exponent,integer-divide-by-zero,signed-integer-overflow,float-cast-overflow",
     # ... which stands for the sanitizers' own libraries.
     "-nodefaultlibs",
     # A variable without a value has one that the runtime knows.

@@ -150,6 +150,7 @@ def test_error_says_where() -> None:
     assert "0 bytes past the end of argument 1 of 1196 bytes" in str(caught.value)
 
 
+FIRST_SEEN = (emulate.OperandError, emulate.RaceError)
 BUGS = {
     "global store": ("p.x[64 + t] = 1;", emulate.OutOfBoundsError),
     "global load": ("p.x[t] = p.x[t - 1];", emulate.OutOfBoundsError),
@@ -167,6 +168,11 @@ BUGS = {
         emulate.DivergenceError,
     ),
     "mask without the thread": ("__syncwarp(t < 16 ? 0xffffu : 0xffffu);", emulate.DivergenceError),
+    "shift by all bits": ("p.x[t] = 1u << (32 + p.x[t]);", emulate.OperandError),
+    "division by zero": ("p.x[t] = t / p.x[t];", emulate.OperandError),
+    "overflow": ("p.x[t] = (t + 0x7fffffff) * (t + 1);", emulate.OperandError),
+    "float beyond integers": ("p.x[t] = int(1e10f * (t + 1));", emulate.OperandError),
+    "non-coherent load": ("p.x[t] = t; ptx::load_streaming((const uint4*)p.x + t / 4);", FIRST_SEEN),
     "endless loop": ("volatile int* x = p.x; while (x[0] == 0);", emulate.DeadlockError),
 }
 

@@ -1,5 +1,5 @@
-// What the compiler calls before plain loads and stores (-fsanitize=thread) and where a pointer or an index of the
-// kernel's text is wrong by itself (-fsanitize=alignment,bounds). The sanitizers' own libraries are not linked.
+// What the compiler calls before plain loads and stores (-fsanitize=thread), and where a pointer, an index or a number of
+// the kernel's text is wrong by itself (-fsanitize=alignment and others). The sanitizers' own libraries are not linked.
 
 constexpr uint64_t STEPS = 1ull << 24;  // of one thread between two waits; more is taken for an endless loop
 
@@ -77,6 +77,16 @@ void __ubsan_handle_out_of_bounds(SourceLocation* where, uintptr_t index) {
   fail(enter("array index", where->line), Kind::OUT_OF_BOUNDS, index, text("index %lld", (long long)index));
 }
 
+#define ARITHMETIC(handler, what) \
+  void __ubsan_handle_##handler(SourceLocation* where) { fail(enter("arithmetic", where->line), Kind::OPERAND, 0, what); }
+ARITHMETIC(shift_out_of_bounds, "a shift by a negative number of bits or by all of them")
+ARITHMETIC(divrem_overflow, "a division by zero, or one that overflows")
+ARITHMETIC(add_overflow, "a sum that overflows")
+ARITHMETIC(sub_overflow, "a difference that overflows")
+ARITHMETIC(mul_overflow, "a product that overflows")
+ARITHMETIC(negate_overflow, "a negation that overflows")
+ARITHMETIC(float_cast_overflow, "a float that does not fit the integer it becomes")
+
 // Before an atomic operation on global or shared memory.
 void emulated_atomic(const void* p, unsigned bytes, int line) {
   Fiber& f = enter("atomic", line);
@@ -88,12 +98,15 @@ void emulated_atomic(const void* p, unsigned bytes, int line) {
   write_as_thread(f, place, bytes, true);
 }
 
-// Before a load of several words by one instruction.
+// Before a load of several words by one instruction, past the coherent caches: nobody may write these bytes meanwhile.
 const void* emulated_load(const void* p, unsigned bytes, const char* name, int line) {
   Fiber& f = enter(name, line);
   const Place place = place_of(f, p, bytes);
   check_alignment(f, place.address(), bytes);
   read_as_thread(f, place, bytes);
+  for (size_t i = 0; i < bytes; ++i)
+    if (place.space->cells[place.offset + i].write_epoch)
+      fail(f, Kind::OPERAND, place.address() + i, "a non-coherent load of what the same kernel wrote");
   return place.host();
 }
 }

@@ -6,8 +6,9 @@ inline void run_thread() {
   for (const Group& g : machine->warpgroups)
     if (!g.products.empty() && lane_of(g, f) >= 0 && lane_of(g, f) < g.size)
       fail(f, Kind::IN_FLIGHT, 0, "the thread returned, and a wgmma has not been waited for");
+  if (--cta_of(f).live == 0 && !cta_of(f).copies.empty())
+    fail(f, Kind::IN_FLIGHT, cta_of(f).copies[0].barrier, "the block returned, and a bulk copy into it has not been waited for");
   f.state = Fiber::DONE;
-  --cta_of(f).live;
   setcontext(&machine->scheduler);
 }
 

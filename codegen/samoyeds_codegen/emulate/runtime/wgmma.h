@@ -88,7 +88,9 @@ inline void check_uniform(const Group& group, const Collective& c) {
 inline void start_product(Group& group, Collective& c, int type, int columns, int selector) {
   check_uniform(group, c);
   const auto& first = *static_cast<WgmmaOperands*>(c.operands[0]);
-  static_assert(sizeof(WgmmaOperands) <= 64);
+  for (const Matmul* other : group.products)
+    if (other->d[0] == first.d && other->columns != columns)
+      fail(self(), Kind::FENCE, 0, "a product of another shape is under way in the same accumulators");
   auto* m = new Matmul{type, columns, selector, -1, uint32_t(group.committed + 1), Descriptor(first.a), Descriptor(first.b), {}, {}};
   const Clock known = known_to_all_warps(group);
   const Agent agent{group.slot, m->epoch, known, true};
