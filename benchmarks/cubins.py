@@ -13,12 +13,16 @@ from rich.table import Table
 
 from samoyeds_codegen.cuda.emit import emit
 from samoyeds_codegen.cuda.nvrtc import compile_cubin, version
-from samoyeds_codegen.cuda.sass import disassemble
+from samoyeds_codegen.cuda.sass import Sass, disassemble
 from samoyeds_codegen.cuda.spec import SHARED_LIMIT, CombineSpec, KernelSpec, Pattern, ProjectionSpec, TilesSpec
 
 SWIGLU, GEGLU = "silu(gate) * up", "gelu(gate, 'tanh') * up"
 P12, P12_32, P24, P11 = Pattern(1, 2, 128), Pattern(1, 2, 32), Pattern(2, 4, 64), Pattern(1, 1, 32)
 BF, FP = "bfloat16", "float16"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "gpu_cuda.md"
+MARKS = ("<!-- table of kernels: python -m benchmarks.gpu --compile-only --page -->", "<!-- end of the table -->")
+WIDTH = 130
+"""Characters of the table, whatever the terminal's width is."""
 MMA_TARGETS = tuple(target for target in SHARED_LIMIT if target != "sm_90a")
 
 
@@ -72,7 +76,11 @@ def measure(spec: KernelSpec) -> Row:
     began = time.perf_counter()
     cubin = compile_cubin(emit(spec), spec.target)
     seconds = time.perf_counter() - began
-    sass = disassemble(cubin)
+    return row_of(spec, disassemble(cubin), seconds)
+
+
+def row_of(spec: KernelSpec, sass: Sass, seconds: float) -> Row:
+    """What is worth showing of a kernel."""
     name = str(spec).removesuffix(f" {spec.target}")
     wide = sass.wide_copies + sass.wide_loads
     spills = sass.spills + (sass.stack > 0)
@@ -84,23 +92,37 @@ def table(rows: list[Row]) -> Table:
     """The same for the terminal."""
     found = Table(title=f"NVRTC {version()}")
     for column in ("kernel", "target", "sparse MMA", "registers", "shared bytes", "spills", "16-byte", "seconds"):
-        found.add_column(column, justify="left" if column in ("kernel", "target") else "right")
+        found.add_column(column, justify="left" if column in ("kernel", "target") else "right", no_wrap=True)
     for row in rows:
         found.add_row(*(str(value) for value in vars(row).values()))
     return found
 
 
-def page_rows(rows: list[Row]) -> str:
-    """The same for docs/gpu_cuda.md, without the time, which is another one on every machine."""
-    lines = ["| kernel | target | sparse MMA | registers | shared bytes | spills | 16-byte |", "|" + "---|" * 7]
-    lines += ["| " + " | ".join(map(str, list(vars(row).values())[:-1])) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
+def page_row(row: Row) -> str:
+    """A line of the page, without the time, which is another one on every machine."""
+    return "| " + " | ".join(map(str, list(vars(row).values())[:-1])) + " |"
 
 
-def main(json_file: Path | None) -> None:
-    """Print the table, and write it as JSON if a file is named."""
+def page_table(rows: list[Row]) -> str:
+    """What lies between the marks of docs/gpu_cuda.md."""
+    head = "| kernel | target | sparse MMA | registers | shared bytes | spills | 16-byte |"
+    return "\n".join([f"Made with NVRTC {version()}:", "", head, "|---|---|" + "---:|" * 5, *map(page_row, rows)])
+
+
+def write_page(rows: list[Row]) -> None:
+    """Put the table into the page."""
+    before, _, after = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
+    after = after.partition(MARKS[1])[2]
+    text = f"{before}{MARKS[0]}\n{page_table(rows)}\n{MARKS[1]}{after}"
+    PAGE.write_text(text, encoding="utf-8")
+
+
+def main(json_file: Path | None, page: bool) -> None:
+    """Print the table; write it as JSON if a file is named, and into the page if asked for."""
     rows = [measure(spec) for spec in track(specs(), "compiling")]
-    Console().print(table(rows))
+    Console(width=WIDTH).print(table(rows))
     if json_file is not None:
         content = {"nvrtc": version(), "kernels": [vars(row) for row in rows]}
-        json_file.write_text(json.dumps(content, indent=1) + "\n")
+        json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    if page:
+        write_page(rows)

@@ -14,7 +14,7 @@ from typing import Any
 from samoyeds_codegen.build import cached
 from samoyeds_codegen.errors import CompilationError, CompilerNotFoundError
 
-OPTIONS = ("--std=c++17",)
+OPTIONS = ("--std=c++17", "--ptxas-options=-v")
 REMEDY = 'pip install "samoyeds-compile[cuda-compile]"'
 
 
@@ -27,7 +27,7 @@ def compile_cubin(text: str, target: str, name: str = "cuda") -> Path:
         name: for people who look into the cache.
 
     Returns:
-        The file; ``kernel.cu`` beside it is the text.
+        The file; beside it ``kernel.cu`` is the text and ``kernel.log`` what the compiler said.
 
     Raises:
         CompilerNotFoundError: NVRTC is missing; the message says what to install.
@@ -69,19 +69,22 @@ def _checked(nvrtc: ModuleType, answer: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _compile_into(folder: Path, text: str, target: str) -> None:
     (folder / "kernel.cu").write_text(text)
-    (folder / "kernel.cubin").write_bytes(_compile(text, target))
+    cubin, log = _compile(text, target)
+    (folder / "kernel.cubin").write_bytes(cubin)
+    (folder / "kernel.log").write_text(log)
 
 
-def _compile(text: str, target: str) -> bytes:
+def _compile(text: str, target: str) -> tuple[bytes, str]:
     nvrtc = _nvrtc()
     (program,) = _checked(nvrtc, nvrtc.nvrtcCreateProgram(text.encode(), b"kernel.cu", 0, [], []))
     try:
         options = [f"--gpu-architecture={target}".encode(), *(o.encode() for o in OPTIONS)]
         (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+        said = _read(nvrtc, program, nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog)
+        log = said.rstrip(b"\0").decode(errors="replace")
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-            log = _read(nvrtc, program, nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog)
-            raise CompilationError(f"NVRTC {version()}, {target}:\n{log.decode(errors='replace')}")
-        return _read(nvrtc, program, nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)
+            raise CompilationError(f"NVRTC {version()}, {target}:\n{log}")
+        return _read(nvrtc, program, nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN), log
     finally:
         nvrtc.nvrtcDestroyProgram(program)
 

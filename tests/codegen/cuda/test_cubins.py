@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from benchmarks.cubins import specs
+from benchmarks.cubins import PAGE, page_row, row_of, specs
 from samoyeds_codegen.cuda.emit import TEMPLATES, emit
-from samoyeds_codegen.cuda.nvrtc import compile_cubin
+from samoyeds_codegen.cuda.nvrtc import compile_cubin, version
 from samoyeds_codegen.cuda.sass import disassemble
 from samoyeds_codegen.cuda.spec import SHARED_LIMIT, ProjectionSpec
 from samoyeds_codegen.cuda.wgmma import wgmma_sp
@@ -15,12 +15,24 @@ MOST_REGISTERS = {8: 80, 16: 96, 32: 128, 64: 224, 128: 168}
 """Of a thread, by tokens of a tile. A warpgroup has 168 as it starts, and takes up to 216 from the one that copies."""
 
 
+def check_page(row) -> None:
+    """docs/gpu_cuda.md has the row; the numbers are the compiler's, so only those of the same version must agree."""
+    page = PAGE.read_text(encoding="utf-8")
+    same = f"Made with NVRTC {version()}:" in page
+    wanted = page_row(row) if same else f"| {row.kernel} | {row.target} |"
+    remedy = "python -m benchmarks.gpu --compile-only --page writes it again"
+    assert wanted in page, f"docs/gpu_cuda.md has another row than {page_row(row)}; {remedy}"
+
+
 @pytest.mark.parametrize("spec", specs(), ids=str)
 def test_machine_code(spec) -> None:
-    sass = disassemble(compile_cubin(emit(spec), spec.target))
+    cubin = compile_cubin(emit(spec), spec.target)
+    assert "serialized" not in cubin.with_name("kernel.log").read_text()  # wgmma that waits for each other
+    sass = disassemble(cubin)
+    check_page(row_of(spec, sass, 0.0))
     assert sass.spills == sass.stack == sass.local == 0
     assert spec.shared_bytes + sass.static_shared <= (SHARED_LIMIT[spec.target] + 1) * 1024
-    assert sass.registers * spec.threads <= 65536
+    assert sass.registers * spec.threads <= 65536 and "registers" in cubin.with_name("kernel.log").read_text()
     if not isinstance(spec, ProjectionSpec):
         assert sass.sparse == 0
         return

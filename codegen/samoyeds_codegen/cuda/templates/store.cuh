@@ -14,6 +14,7 @@ DEVICE void store(const Arguments& a, int64_t slot, int condensed_row, const Den
   const int feature = condensed_row * DENSE_ROWS;
   Stored stored;
 #pragma unroll
-  for (int d = 0; d < DENSE_ROWS; ++d) stored.row[d] = from_float<Element>(feature + d < a.features ? x.row[d] : 0.0f);
+  for (int d = 0; d < DENSE_ROWS; ++d)
+    stored.row[d] = from_float<Element>(feature + d < a.features ? x.row[d] : 0.0f);
   *reinterpret_cast<Stored*>(a.out + slot * a.out_stride + feature) = stored;
 }

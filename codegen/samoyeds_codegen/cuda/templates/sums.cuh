@@ -1,8 +1,8 @@
 // What a thread holds of a slab of 16 condensed rows: quads of sums, one quad for each 8 tokens. Lane 4 g + q has rows
 // g (elements 0, 1) and g + 8 (elements 2, 3), tokens 2 q and 2 q + 1.
 //
-// A condensed row belongs to another of SETS dense rows in every vector. Telescoped accumulation (no reset, no copy): set
-// 0 sums all products, S. With S_v after vector v, choice c_v there, and set k the sum of what went to choice k,
+// A condensed row belongs to another of SETS dense rows in every vector. Telescoped accumulation (no reset, no copy):
+// set 0 sums all products, S. With S_v after vector v, choice c_v there, and set k the sum of what went to choice k,
 //   O_k = sum_v [c_v = k] (S_v - S_{v-1}) = sum_v ([c_v = k] - [c_{v+1} = k]) S_v,
 // so at each border of vectors set k gains S times -1, 0 or 1. Sums of choice 0 are S minus all others.
 struct Choice {
