@@ -215,7 +215,7 @@ def test_blocks_are_not_ordered() -> None:
     with pytest.raises(emulate.RaceError, match="another block wrote it"):
         scalar("p.x[t] = t;", blocks=2)
     with pytest.raises(emulate.RaceError, match="another block reads it"):
-        scalar("if (blockIdx.x) p.x[t] = t; else p.x[32 + t] = p.x[t];", blocks=2)
+        scalar("if (blockIdx.x == 2) p.x[t] = t; else if (p.x[t]) __syncwarp();", blocks=3)
 
 
 def test_output_is_not_to_be_read() -> None:
@@ -233,3 +233,12 @@ def test_strided_tensor_has_the_bounds_of_its_elements() -> None:
     assert out.item() == 34
     with pytest.raises(emulate.OutOfBoundsError):
         emulate.run(text, "k", (1,), (1,), 0, [x[:, 2:5], Output(out), 33])
+
+
+def test_tensors_that_share_memory_share_a_buffer() -> None:
+    x = torch.arange(12.0)
+    text = "struct P { const float* a; float* b; };\n__global__ void k(P p) { p.b[0] = p.a[5] + 1; }"
+    emulate.run(text, "k", (1,), (1,), 0, [x[:8], x[4:]])
+    assert x[4] == 6
+    with pytest.raises(emulate.OutOfBoundsError, match="past the end of argument 0 and argument 1 of 48 bytes"):
+        emulate.run(text.replace("p.a[5]", "p.a[12]"), "k", (1,), (1,), 0, [x[:8], x[4:]])
