@@ -47,7 +47,7 @@ class _Failure(ctypes.Structure):
         ("block", ctypes.c_uint32 * 3),
         ("thread", ctypes.c_uint32 * 3),
         ("line", ctypes.c_int32),
-        ("address", ctypes.c_uint64),
+        ("address", ctypes.c_int64),
         ("code", ctypes.c_uint64),
         ("instruction", ctypes.c_char * 64),
         ("detail", ctypes.c_char * 1024),

@@ -27,6 +27,8 @@ KERNEL_FLAGS = (
     "-w",
     # What CUDA's compiler fuses or not is not ours to guess: one rounding for each operation of the text.
     "-ffp-contract=off",
+    # Kernels look at the same bytes as words, pairs and numbers.
+    "-fno-strict-aliasing",
     # Plain loads and stores call the runtime, and so does arithmetic that CUDA and C++ do not define, or not alike, ...
     "-fsanitize=thread",
     "-fsanitize=alignment,bounds,shift-exponent,integer-divide-by-zero,signed-integer-overflow,float-cast-overflow",

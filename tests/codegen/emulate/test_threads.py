@@ -146,7 +146,7 @@ def test_error_says_where() -> None:
         emulate.run(ADD, "add", (5,), (64,), 0, [torch.ones(300), torch.ones(299), torch.zeros(300), 300])
     where = caught.value.where
     assert (where.kernel, where.block, where.thread) == ("add", (4, 0, 0), (43, 0, 0))
-    assert (where.instruction, where.line) == ("load of 4 bytes", 5)
+    assert (where.instruction, where.line, where.address) == ("load of 4 bytes", 5, 1196)
     assert "0 bytes past the end of argument 1 of 1196 bytes" in str(caught.value)
 
 
@@ -242,3 +242,8 @@ def test_tensors_that_share_memory_share_a_buffer() -> None:
     assert x[4] == 6
     with pytest.raises(emulate.OutOfBoundsError, match="past the end of argument 0 and argument 1 of 48 bytes"):
         emulate.run(text.replace("p.a[5]", "p.a[12]"), "k", (1,), (1,), 0, [x[:8], x[4:]])
+
+
+def test_address_before_a_buffer() -> None:
+    with pytest.raises(emulate.OutOfBoundsError, match="address -0x4: 4 bytes before argument 0 of 256 bytes"):
+        scalar("p.x[t - 1] = 1;")

@@ -16,24 +16,24 @@ inline Space* find_space(const Fiber& who, const void* p) {
   return after != all.begin() && (after - 1)->holds(p) ? &*(after - 1) : nullptr;
 }
 
-// The space that lies nearest, to say by how much an address misses it.
-inline std::string nearest(const Fiber& who, const void* p) {
+// An address in no space: named by the buffer that lies nearest, and by how much it misses that.
+[[noreturn]] inline void fail_outside(const Fiber& who, const void* p) {
   const char* at = static_cast<const char*>(p);
+  for (const Cta& other : machine->ctas)
+    if (other.dynamic.holds(p)) fail(who, Kind::OUT_OF_BOUNDS, 0, "it is shared memory of another block of the cluster");
   std::vector<const Space*> spaces{&cta_of(who).dynamic, &machine->statics};
   for (const Space& s : machine->global) spaces.push_back(&s);
-  std::string best = "it is in no buffer";
-  size_t least = 1 << 16;
+  const Space* nearest = nullptr;
+  ptrdiff_t least = 1 << 15;  // half the gap between buffers
   for (const Space* s : spaces) {
-    const size_t past = at >= s->base + s->bytes ? at - s->base - s->bytes : SIZE_MAX;
-    const size_t before = at < s->base ? s->base - at : SIZE_MAX;
-    if (!s->base || std::min(past, before) >= least) continue;
-    least = std::min(past, before);
-    best = text("%zu bytes %s %s of %zu bytes", least, past < before ? "past the end of" : "before", s->name.c_str(),
-                s->bytes);
+    const ptrdiff_t misses = at < s->base ? s->base - at : at - s->base - ptrdiff_t(s->bytes);
+    if (s->base && misses < least) nearest = s, least = misses;
   }
-  for (const Cta& other : machine->ctas)
-    if (other.dynamic.holds(p)) best = "it is shared memory of another block of the cluster";
-  return best;
+  if (!nearest) fail(who, Kind::OUT_OF_BOUNDS, uint64_t(p), "it is in no buffer");
+  const bool before = at < nearest->base;
+  fail(who, Kind::OUT_OF_BOUNDS, (nearest->shared() ? nearest->first_address : 0) + (at - nearest->base),
+       text("%td bytes %s %s of %zu bytes", least, before ? "before" : "past the end of", nearest->name.c_str(),
+            nearest->bytes));
 }
 
 inline void check_alignment(const Fiber& who, uint64_t address, uint32_t alignment) {
@@ -48,7 +48,7 @@ inline void check_bounds(const Fiber& who, Place p, size_t bytes) {
 
 inline Place place_of(const Fiber& who, const void* p, size_t bytes) {
   Space* space = find_space(who, p);
-  if (!space) fail(who, Kind::OUT_OF_BOUNDS, uint64_t(p), nearest(who, p));
+  if (!space) fail_outside(who, p);
   Place place{space, size_t(static_cast<const char*>(p) - space->base)};
   check_bounds(who, place, bytes);
   return place;
