@@ -15,7 +15,7 @@ _RUNTIME_INCLUDES = (
     "sys/mman.h ucontext.h"
 ).split()
 _RUNTIME = (
-    "failure clock space fiber machine memory collective barriers mbarrier copies mma wgmma hooks special schedule "
+    "failure clock space fiber machine memory atomics collective barriers mbarrier copies mma wgmma hooks special schedule "
     "launch"
 ).split()
 

@@ -218,6 +218,47 @@ def test_blocks_are_not_ordered() -> None:
         scalar("if (blockIdx.x == 2) p.x[t] = t; else if (p.x[t]) __syncwarp();", blocks=3)
 
 
+LAST_BLOCK = """
+struct P { const float* x; float* parts; int* done; float* out; };
+__global__ void sum(P p) {
+  __shared__ int last;
+  const int t = threadIdx.x;
+  p.parts[blockIdx.x * 32 + t] = p.x[blockIdx.x * 32 + t];
+  __syncthreads();
+  if (t == 0) {
+    __threadfence();  // release
+    last = atomicAdd(p.done, 1) == gridDim.x - 1;
+    __threadfence();  // acquire
+  }
+  __syncthreads();
+  float sum = 0;
+  if (last) for (int i = 0; i < gridDim.x; ++i) sum += p.parts[i * 32 + t];
+  if (last) p.out[t] = sum;
+}
+"""
+
+
+def last_block(text: str, seed: int = 0) -> None:
+    x, out = torch.randint(100, (5, 32)).float(), torch.empty(32)
+    arguments = [x, Output(torch.empty(5, 32)), torch.zeros(1, dtype=torch.int32), Output(out)]
+    emulate.run(text, "sum", (5,), (32,), 0, arguments, seed=seed)
+    assert torch.equal(out, x.sum(0))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_last_block_may_read_what_the_others_published(seed: int) -> None:
+    last_block(LAST_BLOCK, seed)
+
+
+@pytest.mark.parametrize(
+    "needed", ["__threadfence();  // release", "__threadfence();  // acquire", "__syncthreads();\n  if"]
+)
+def test_last_block_needs_its_fences_and_barriers(needed: str) -> None:
+    assert needed in LAST_BLOCK
+    with pytest.raises(emulate.RaceError, match="another block wrote it"):
+        last_block(LAST_BLOCK.replace(needed, "if" if needed.endswith("if") else ""))
+
+
 def test_output_is_not_to_be_read() -> None:
     out = torch.ones(64)
     with pytest.raises(emulate.UninitialisedError):

@@ -16,6 +16,7 @@ void emulated_warp_barrier(uint32_t mask, int line);
 uint64_t emulated_shuffle(uint32_t mask, uint64_t value, int mode, int argument, int width, int line);
 uint32_t emulated_vote(uint32_t mask, int predicate, int line);
 void emulated_atomic(const void* p, unsigned bytes, int line);
+void emulated_threadfence(int line);
 const void* emulated_load(const void* p, unsigned bytes, const char* name, int line);
 void emulated_ldmatrix(uint32_t* registers, int count, uint32_t address, int transposed, const char* name, int line);
 void emulated_mma_sp(float* d, const uint32_t* a, const uint32_t* b, uint32_t metadata, int type, int selector,

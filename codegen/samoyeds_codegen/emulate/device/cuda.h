@@ -57,8 +57,7 @@ inline void __syncthreads(int line = __builtin_LINE()) {
   emulated_block_barrier(0, int(size.x * size.y * size.z), true, "__syncthreads", line);
 }
 inline void __syncwarp(unsigned mask = 0xffffffffu, int line = __builtin_LINE()) { emulated_warp_barrier(mask, line); }
-inline void __threadfence() {}
-inline void __threadfence_block() {}
+inline void __threadfence(int line = __builtin_LINE()) { emulated_threadfence(line); }
 
 template <class T>
 inline T emulated_shuffle_as(unsigned mask, T x, int mode, int argument, int width, int line) {

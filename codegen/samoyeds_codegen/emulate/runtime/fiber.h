@@ -32,6 +32,7 @@ struct Fiber {
   Site site;
   std::string waits_for;
   Clock clock;
+  History released, acquired;  // by its last __threadfence; by atomics since
   std::deque<Copy> copies;
   int groups;         // of copies, committed so far
   uint32_t* touched;  // per word of the stack: the tick of its last access; OWNED: by a wgmma that is under way

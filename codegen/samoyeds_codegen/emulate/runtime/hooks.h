@@ -94,17 +94,6 @@ ARITHMETIC(mul_overflow, "a product that overflows")
 ARITHMETIC(negate_overflow, "a negation that overflows")
 ARITHMETIC(float_cast_overflow, "a float that does not fit the integer it becomes")
 
-// Before an atomic operation on global or shared memory.
-void emulated_atomic(const void* p, unsigned bytes, int line) {
-  Fiber& f = enter("atomic", line);
-  const Place place = place_of(f, p, bytes);
-  check_alignment(f, place.address(), bytes);
-  for (size_t i = 0; i < bytes; ++i)
-    if (!(place.space->cells[place.offset + i].flags & Cell::INITIALISED))
-      fail(f, Kind::UNINITIALISED, place.address() + i, "it was never written");
-  write_as_thread(f, place, bytes, true);
-}
-
 // Before a load of several words by one instruction, past the coherent caches: nobody may write these bytes meanwhile.
 const void* emulated_load(const void* p, unsigned bytes, const char* name, int line) {
   Fiber& f = enter(name, line);

@@ -72,12 +72,15 @@ inline std::string slot_name(uint16_t slot) {
   return text("a wgmma of warpgroup %d", slot - threads - machine->mbarrier_slots);
 }
 
-// Accesses of another cluster: nothing orders clusters, so only reads and atomics may meet.
-inline void check_other_clusters(const Fiber& who, Place p, size_t i, Cell& cell, bool write, bool atomic) {
+// Accesses of other clusters: only atomics and fences order them.
+inline void check_other_clusters(const Fiber& who, Place p, size_t i, Cell& cell, const Clock& clock, bool write,
+                                 bool atomic) {
   if (cell.cluster != machine->cluster_serial) {
-    if (cell.write_epoch && !(atomic && cell.flags & Cell::ATOMIC))
+    const bool ordered = clock.knows(cell.cluster, cell.write_slot, cell.write_epoch);
+    if (cell.write_epoch && !ordered && !(atomic && cell.flags & Cell::ATOMIC))
       fail(who, Kind::RACE, p.address() + i, "another block wrote it, and nothing orders the two");
-    if (cell.readers) cell.flags |= Cell::READ_BEFORE;
+    for (int r = 0; r < cell.readers; ++r)
+      if (!clock.knows(cell.cluster, cell.read_slot[r], cell.read_epoch[r])) cell.flags |= Cell::READ_BEFORE;
     cell.cluster = machine->cluster_serial;
     cell.write_epoch = cell.readers = 0;
   }
@@ -115,7 +118,7 @@ inline void note_reader(Cell& cell, const Agent& agent) {
 inline void check_read(const Fiber& who, Place p, size_t bytes, const Agent& agent) {
   for (size_t i = 0; i < bytes; ++i) {
     Cell& cell = p.space->cells[p.offset + i];
-    check_other_clusters(who, p, i, cell, false, false);
+    check_other_clusters(who, p, i, cell, agent.clock, false, false);
     check_order(who, p, i, cell, agent, "read");
     if (!(cell.flags & Cell::INITIALISED))
       fail(who, Kind::UNINITIALISED, p.address() + i,
@@ -131,7 +134,7 @@ bool is_pending_product(uint16_t slot, uint32_t epoch);  // wgmma.h
 inline void check_write(const Fiber& who, Place p, size_t bytes, const Agent& agent, bool atomic = false) {
   for (size_t i = 0; i < bytes; ++i) {
     Cell& cell = p.space->cells[p.offset + i];
-    check_other_clusters(who, p, i, cell, true, atomic);
+    check_other_clusters(who, p, i, cell, agent.clock, true, atomic);
     if (cell.flags & Cell::MBARRIER) fail(who, Kind::BARRIER, p.address() + i, "an mbarrier lies there");
     if (!(atomic && cell.flags & Cell::ATOMIC)) check_order(who, p, i, cell, agent, "written");
     for (int r = 0; r < cell.readers; ++r)

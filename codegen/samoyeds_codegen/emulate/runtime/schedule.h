@@ -21,6 +21,8 @@ inline void reset_fiber(Fiber& f, int number, size_t slots) {
   f.site = {"nothing yet", 0, nullptr};
   f.clock = Clock(slots);
   f.advance();
+  f.released.clear();
+  f.acquired.clear();
   f.copies.clear();
   f.groups = 0;
   f.wgmma_fenced = false;
