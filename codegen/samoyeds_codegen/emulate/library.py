@@ -9,7 +9,7 @@ from pathlib import Path
 from samoyeds_codegen.build import Source, load
 
 _HERE = Path(__file__).parent
-_DEVICE_INCLUDES = ("cmath", "cstdint")
+_DEVICE_INCLUDES = ("cstdint",)
 _RUNTIME_INCLUDES = (
     "algorithm bitset cmath cstdarg cstdint cstdio cstdlib cstring deque map memory new string utility vector "
     "sys/mman.h ucontext.h"

@@ -116,6 +116,13 @@ __attribute__((noinline, no_sanitize("thread"))) T atomicCAS(T* p, T compare, T 
   return old;
 }
 
+// Declared here, as <cmath> takes longer to compile than a kernel.
+extern "C" {
+float expf(float), exp2f(float), expm1f(float), logf(float), log2f(float), log1pf(float), powf(float, float);
+float erff(float), tanhf(float), sinf(float), cosf(float), sqrtf(float), fabsf(float), fmaf(float, float, float);
+float fmaxf(float, float), fminf(float, float), floorf(float), ceilf(float), truncf(float), rintf(float), roundf(float);
+}
+
 template <class T>
 inline T __ldg(const T* p) {
   return *p;
@@ -127,11 +134,11 @@ inline float __uint_as_float(unsigned x) { return bits_as<float>(x); }
 inline float __int_as_float(int x) { return bits_as<float>(x); }
 inline unsigned __float_as_uint(float x) { return bits_as<unsigned>(x); }
 inline int __float_as_int(float x) { return bits_as<int>(x); }
-inline float __expf(float x) { return std::exp(x); }
-inline float __logf(float x) { return std::log(x); }
+inline float __expf(float x) { return expf(x); }
+inline float __logf(float x) { return logf(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline float __frcp_rn(float x) { return 1 / x; }
-inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
+inline float rsqrtf(float x) { return 1 / sqrtf(x); }
 template <class T>
 inline T min(T a, T b) {
   return b < a ? b : a;
