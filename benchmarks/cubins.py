@@ -13,11 +13,13 @@ from rich.table import Table
 
 from samoyeds_codegen.cuda.emit import emit
 from samoyeds_codegen.cuda.nvrtc import compile_cubin, version
+from samoyeds_codegen.cuda.pattern import Pattern
 from samoyeds_codegen.cuda.sass import Sass, disassemble
-from samoyeds_codegen.cuda.spec import SHARED_LIMIT, CombineSpec, KernelSpec, Pattern, ProjectionSpec, TilesSpec
+from samoyeds_codegen.cuda.spec import SHARED_LIMIT, CombineSpec, KernelSpec, ProjectionSpec, TilesSpec
 
 SWIGLU, GEGLU = "silu(gate) * up", "gelu(gate, 'tanh') * up"
 P12, P12_32, P24, P11 = Pattern(1, 2, 128), Pattern(1, 2, 32), Pattern(2, 4, 64), Pattern(1, 1, 32)
+P12_16, P12_64 = Pattern(1, 2, 32, 16), Pattern(1, 2, 128, 64)
 BF, FP = "bfloat16", "float16"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "gpu_cuda.md"
 MARKS = ("<!-- table of kernels: python -m benchmarks.gpu --compile-only --page -->", "<!-- end of the table -->")
@@ -52,7 +54,7 @@ def _mma(target: str) -> list[KernelSpec]:
         ProjectionSpec("up", target, P12_32, BF, 64, 64, 3, SWIGLU, True, True),
         ProjectionSpec("up", target, P11, FP, 64, 64, 3, "square(relu(x))", False, True),
         ProjectionSpec("up", target, P24, FP, 64, 64, 3, GEGLU, True),
-        ProjectionSpec("down", target, P12, BF, 64, 16, 4),
+        ProjectionSpec("down", target, P12_16, BF, 64, 16, 4),
         ProjectionSpec("down", target, P11, BF, 128, 32, 3),
         CombineSpec(target, BF, "float32", BF),
     ]
@@ -67,6 +69,7 @@ def _wgmma(target: str) -> list[KernelSpec]:
         ProjectionSpec("up", target, P24, BF, 128, 64, 4, GEGLU, True),
         ProjectionSpec("down", target, P12, BF, 128, 32, 4),
         ProjectionSpec("down", target, P12, BF, 128, 128, 4),
+        ProjectionSpec("down", target, P12_64, BF, 128, 128, 4),
         ProjectionSpec("down", target, P11, FP, 128, 64, 4, "x", False, True),
     ]
 

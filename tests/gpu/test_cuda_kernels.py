@@ -7,7 +7,7 @@ import torch
 
 from samoyeds_codegen.cuda.block import Block, Experts, Routing, plan_block
 from samoyeds_codegen.cuda.launch import prepare, run, target_of
-from samoyeds_codegen.cuda.spec import Pattern
+from samoyeds_codegen.cuda.pattern import Pattern
 from samoyeds_compile.ops.route import route
 from tests.codegen.cuda.blocks import Case, reference, routing
 from tests.codegen.cuda.weights import PATTERNS
@@ -45,7 +45,7 @@ def planned(case: Case, x: torch.Tensor, ids: torch.Tensor, wgmma: bool) -> tupl
 
 def poison(block: Block) -> None:
     for launch in block.launches:
-        written = launch.arguments.get("out", launch.arguments["tiles"] if "tiles" in launch.arguments else None)
+        written = launch.arguments.get("out", launch.arguments.get("tiles"))
         assert isinstance(written, torch.Tensor)
         written.view(torch.uint8).fill_(255)  # NaN, or -1
 

@@ -11,14 +11,15 @@ from torch.nn.functional import pad
 from samoyeds_codegen import expr
 from samoyeds_codegen.cuda.launch import Launch
 from samoyeds_codegen.cuda.layout import ROWS
+from samoyeds_codegen.cuda.pattern import Pattern
 from samoyeds_codegen.cuda.spec import (
     MOST_SUMS,
     SHARED_LIMIT,
-    WGMMA_TARGET,
+    TILE_TOKENS,
     CombineSpec,
-    Pattern,
     ProjectionSpec,
     TilesSpec,
+    instruction_of,
 )
 
 WIDTH = 8
@@ -123,12 +124,11 @@ def choose(op: str, target: str, experts: Experts, dtype: torch.dtype, tokens_pe
     Raises:
         UnsupportedSpecError: there is none.
     """
-    up, wgmma = op == "up", target == WGMMA_TARGET
-    tiles = (16, 32, 64, 128) if wgmma else (8, 16, 32, 64)
-    most = MOST_SUMS["wgmma" if wgmma else "mma"] * 2 // experts.pattern.sets
-    fitting = [t for t in tiles if t <= most]
+    up, instruction = op == "up", instruction_of(target)
+    most = MOST_SUMS[instruction] * 2 // experts.pattern.sets
+    fitting = [t for t in TILE_TOKENS[instruction] if t <= most]
     least = ProjectionSpec(
-        op, target, experts.pattern, str(dtype).removeprefix("torch."), 128 if wgmma else 64,
+        op, target, experts.pattern, str(dtype).removeprefix("torch."), 128 if instruction == "wgmma" else 64,
         next((t for t in fitting if t >= tokens_per_expert), fitting[-1]), 2,
         experts.activation if up else expr.IDENTITY, up and experts.gated,
         (experts.up if up else experts.down).bias is not None,

@@ -41,7 +41,7 @@ def _parts(spec: KernelSpec) -> list[str]:
 
 
 def _projection(spec: ProjectionSpec) -> list[str]:
-    rows = f"rows_{spec.pattern.n}_{spec.pattern.m}.cuh"
+    rows = f"rows_{spec.pattern.n}_{spec.pattern.m}{'_direct' if spec.direct else ''}.cuh"
     write = "write_gated.cuh" if spec.gated else "write_plain.cuh"
     kernel = "wgmma.cuh" if spec.wgmma else "mma.cuh"
     epilogue = ["functions.cuh", _activation(spec), "store.cuh", write, "epilogue.cuh"]
@@ -62,7 +62,7 @@ def _constants(spec: ProjectionSpec) -> str:
         "RECORD_BYTES": spec.record_bytes,
         "SELECTION_AT": layout.SELECTION_AT,
     }
-    flags = {"GATHER": spec.op == "up", "BIAS": spec.bias}
+    flags = {"GATHER": spec.op == "up", "BIAS": spec.bias, "SHARED": spec.shared, "DIRECT": spec.direct}
     lines = [f"constexpr int {name} = {value};" for name, value in whole.items()]
     lines += [f"constexpr bool {name} = {str(value).lower()};" for name, value in flags.items()]
     offsets = [offset.to_cuda() for offset in (layout.VALUE, layout.METADATA)]

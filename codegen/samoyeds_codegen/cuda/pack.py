@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from samoyeds_codegen.cuda.layout import COLUMNS, ROWS, SELECTION_AT, VALUE_BYTES
-from samoyeds_codegen.cuda.spec import Pattern
+from samoyeds_codegen.cuda.pattern import Pattern
 
 BLOCK_ROWS = 128
 """Condensed rows are padded to a multiple of the most that a thread block has."""

@@ -6,74 +6,27 @@ from dataclasses import dataclass
 
 from samoyeds_codegen import expr
 from samoyeds_codegen.cpp.activation import to_cpp
-from samoyeds_codegen.cuda.layout import COLUMNS, ROWS, STEP_COLUMNS, record_bytes
-from samoyeds_codegen.errors import UnsupportedSpecError
+from samoyeds_codegen.cuda.layout import COLUMNS, ROWS, record_bytes
+from samoyeds_codegen.cuda.pattern import Pattern, require
 
 DTYPES = ("bfloat16", "float16")
-PATTERNS = ((1, 1), (1, 2), (2, 4))
-VECTORS = (32, 64, 128)
 WGMMA_TARGET = "sm_90a"
 SHARED_LIMIT = {
     "sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_90a": 227, "sm_100": 227, "sm_120": 99,
 }  # fmt: skip
 """KiB of shared memory that a block may have (CUDA C++ Programming Guide, "Compute Capabilities")."""
+TILE_TOKENS = {"mma": (8, 16, 32, 64), "wgmma": (16, 32, 64, 128)}
 MOST_SUMS = {"mma": 96, "wgmma": 128}
 """Registers of a thread for sums; with more than these, kernels spill."""
 
 
-def _require(holds: bool, reason: str) -> None:
-    if not holds:
-        raise UnsupportedSpecError(reason)
+def instruction_of(target: str) -> str:
+    """What multiplies on a target: ``mma`` or ``wgmma``."""
+    return "wgmma" if target == WGMMA_TARGET else "mma"
 
 
 def _check_target(target: str) -> None:
-    _require(target in SHARED_LIMIT, f"target {target} is not one of {', '.join(SHARED_LIMIT)}")
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """A sparse pattern with 2:4 inside kept sub-rows (see ``SparsityConfig``).
-
-    Raises:
-        UnsupportedSpecError: sparse tensor cores have no kernel for it; the message says why.
-    """
-
-    n: int
-    m: int
-    vector: int
-    group: int = 1
-
-    def __post_init__(self) -> None:
-        known = ", ".join(f"{n}:{m}" for n, m in PATTERNS)
-        more = "each further choice of sub-rows takes another set of sums in registers"
-        _require((self.n, self.m) in PATTERNS, f"pattern {self.n}:{self.m} is not one of {known}: {more}")
-        short = f"one instruction takes {STEP_COLUMNS} columns, which must agree on a sub-row"
-        _require(self.vector in VECTORS, f"vectors of {self.vector} columns are not among {VECTORS}: {short}")
-        _require(self.group >= 1, f"a group of {self.group} blocks is none")
-
-    @property
-    def selects(self) -> bool:
-        """Whether there is a choice of sub-rows."""
-        return self.n < self.m
-
-    @property
-    def sets(self) -> int:
-        """How many dense rows a condensed row may belong to, each with sums of its own."""
-        return self.m - self.n + 1
-
-    @property
-    def dense_rows(self) -> int:
-        """Dense rows for each condensed row."""
-        return self.m // self.n
-
-    @property
-    def choice_bits(self) -> int:
-        """Bits of a code that says which of `sets` it is."""
-        return (self.sets - 1).bit_length()
-
-    def __str__(self) -> str:
-        """As ``SparsityConfig`` writes it."""
-        return f"{self.n}:{self.m}:{self.vector}+2:4" + (f"/{self.group}" if self.group != 1 else "")
+    require(target in SHARED_LIMIT, f"target {target} is not one of {', '.join(SHARED_LIMIT)}")
 
 
 @dataclass(frozen=True)
@@ -108,25 +61,24 @@ class ProjectionSpec:
     bias: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.op in ("up", "down"), f"op {self.op} is not up or down")
+        require(self.op in ("up", "down"), f"op {self.op} is not up or down")
         _check_target(self.target)
-        _require(self.dtype in DTYPES, f"dtype {self.dtype} is not one of {', '.join(DTYPES)}")
-        _require(self.op == "up" or not self.gated, "only up projections have gates")
+        require(self.dtype in DTYPES, f"dtype {self.dtype} is not one of {', '.join(DTYPES)}")
+        require(self.op == "up" or not self.gated, "only up projections have gates")
         offered = set(expr.GATED_NAMES) if self.gated else {expr.PLAIN_NAME}
-        _require(expr.names(self.activation) <= offered, f"activation {self.activation!r} reads other names")
+        require(expr.names(self.activation) <= offered, f"activation {self.activation!r} reads other names")
         to_cpp(self.activation)
         self._check_tile()
 
     def _check_tile(self) -> None:
-        tiles = (16, 32, 64, 128) if self.wgmma else (8, 16, 32, 64)
-        _require(self.tokens in tiles, f"a tile of {self.tokens} tokens is not one of {tiles}")
+        tiles, most = TILE_TOKENS[self.instruction], MOST_SUMS[self.instruction]
+        require(self.tokens in tiles, f"a tile of {self.tokens} tokens is not one of {tiles}")
         rows = (128,) if self.wgmma else (64, 128)
-        _require(self.rows in rows, f"a tile of {self.rows} rows is not one of {rows}")
-        _require(2 <= self.stages <= 8, f"{self.stages} stages are not 2 to 8")
-        most = MOST_SUMS["wgmma" if self.wgmma else "mma"]
-        _require(self.sums <= most, f"{self.sums} sums in each thread spill, {most} do not; take fewer rows or tokens")
+        require(self.rows in rows, f"a tile of {self.rows} rows is not one of {rows}")
+        require(2 <= self.stages <= 8, f"{self.stages} stages are not 2 to 8")
+        require(self.sums <= most, f"{self.sums} sums in each thread spill, {most} do not; take fewer rows or tokens")
         limit = SHARED_LIMIT[self.target] * 1024
-        _require(
+        require(
             self.shared_bytes <= limit,
             f"{self.stages} stages need {self.shared_bytes} bytes of shared memory, {self.target} has {limit}",
         )
@@ -134,7 +86,22 @@ class ProjectionSpec:
     @property
     def wgmma(self) -> bool:
         """Whether it multiplies by warpgroups."""
-        return self.target == WGMMA_TARGET
+        return self.instruction == "wgmma"
+
+    @property
+    def instruction(self) -> str:
+        """``mma`` or ``wgmma``."""
+        return instruction_of(self.target)
+
+    @property
+    def shared(self) -> bool:
+        """Whether the rows of half a slab, which are one lane group's, agree on a sub-row everywhere."""
+        return self.pattern.selects and self.pattern.n == 1 and self.pattern.group % 8 == 0
+
+    @property
+    def direct(self) -> bool:
+        """Whether all rows of an instruction do; gates and ups, which take turns in a slab, choose for themselves."""
+        return self.shared and not self.gated and self.pattern.group % (64 if self.wgmma else 16) == 0
 
     @property
     def row_tiles(self) -> int:
@@ -218,9 +185,9 @@ class CombineSpec:
 
     def __post_init__(self) -> None:
         _check_target(self.target)
-        _require(self.dtype in DTYPES, f"dtype {self.dtype} is not one of {', '.join(DTYPES)}")
+        require(self.dtype in DTYPES, f"dtype {self.dtype} is not one of {', '.join(DTYPES)}")
         for dtype in (self.weights, self.out):
-            _require(dtype in (*DTYPES, "float32"), f"dtype {dtype} is not 16-bit or float32")
+            require(dtype in (*DTYPES, "float32"), f"dtype {dtype} is not 16-bit or float32")
 
     shared_bytes = 0
     threads = 128

@@ -7,7 +7,7 @@ import torch
 from samoyeds_codegen import expr
 from samoyeds_codegen.cuda.block import Experts, Projection, Routing
 from samoyeds_codegen.cuda.pack import pack, pack_bias
-from samoyeds_codegen.cuda.spec import Pattern
+from samoyeds_codegen.cuda.pattern import Pattern
 from samoyeds_compile.ops.route import route
 from tests.codegen.cuda.weights import condensed, random_weight
 

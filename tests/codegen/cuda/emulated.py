@@ -16,12 +16,13 @@ def argument(kind: str, value):
     return emulate.Output(value) if kind in ("Element*", "Result*", "Tile*", "int32_t*") else value
 
 
-def run(launch: Launch, seed: int = 0) -> None:
-    """Raises an `EmulationError` for what is wrong: out of bounds, uninitialised, unordered, unfenced."""
+def run(launch: Launch, seed: int = 0, text: str = "") -> None:
+    """Raises an `EmulationError` for what is wrong; ``text`` stands for the launch's own."""
     fields = arguments_of(launch.spec).fields
     values = [argument(kind, launch.arguments[name]) for kind, name, _ in fields]
     for value in values:
         if isinstance(value, emulate.Output):
             value.tensor.view(torch.uint8).fill_(255)  # NaN, or -1
-    spec = launch.spec
-    emulate.run(emit(spec), f"samoyeds::{ENTRY}", launch.grid, (spec.threads,), spec.shared_bytes, values, seed=seed)
+    spec, text = launch.spec, text or emit(launch.spec)
+    entry, block = f"samoyeds::{ENTRY}", (spec.threads,)
+    emulate.run(text, entry, launch.grid, block, spec.shared_bytes, values, seed=seed)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from samoyeds_codegen.cuda.block import Routing, choose, plan_block
-from samoyeds_codegen.cuda.spec import Pattern, ProjectionSpec
+from samoyeds_codegen.cuda.pattern import Pattern
+from samoyeds_codegen.cuda.spec import ProjectionSpec
 from samoyeds_codegen.errors import UnsupportedSpecError
 from tests.codegen.cuda import emulated
 from tests.codegen.cuda.blocks import Case, reference, routing

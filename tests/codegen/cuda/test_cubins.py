@@ -1,16 +1,20 @@
 """Every kernel for every target compiles, and its machine code is what was meant."""
 
+import os
 import re
+from pathlib import Path
 
 import pytest
 
 from benchmarks.cubins import PAGE, page_row, row_of, specs
 from samoyeds_codegen.cuda.emit import TEMPLATES, emit
 from samoyeds_codegen.cuda.nvrtc import compile_cubin, version
+from samoyeds_codegen.cuda.pattern import Pattern
 from samoyeds_codegen.cuda.sass import disassemble
 from samoyeds_codegen.cuda.spec import SHARED_LIMIT, ProjectionSpec
 from samoyeds_codegen.cuda.wgmma import wgmma_sp
 
+EXPECTED = Path(__file__).parents[2] / "expected" / "experts_wgmma.cu.expected"
 MOST_REGISTERS = {8: 80, 16: 96, 32: 128, 64: 224, 128: 168}
 """Of a thread, by tokens of a tile. A warpgroup has 168 as it starts, and takes up to 216 from the one that copies."""
 
@@ -43,6 +47,15 @@ def test_machine_code(spec) -> None:
     assert sass.registers <= MOST_REGISTERS[spec.tokens] or spec.wgmma
     assert sass.count("LDGSTS") == sass.count("LDGSTS", "128") > 0
     assert (sass.count("UBLKCP") > 0) == spec.wgmma
+    assert not (spec.direct and sass.count("FFMA"))  # whose sub-rows tensor cores choose
+
+
+def test_golden() -> None:
+    """SAMOYEDS_ACCEPT=1 accepts a new text."""
+    text = emit(ProjectionSpec("up", "sm_90a", Pattern(1, 2, 128), "bfloat16", 128, 16, 4, "silu(gate) * up", True))
+    if os.environ.get("SAMOYEDS_ACCEPT"):
+        EXPECTED.write_text(text)
+    assert text == EXPECTED.read_text(), f"{EXPECTED.name} differs; SAMOYEDS_ACCEPT=1 accepts the new text"
 
 
 def test_text_is_readable() -> None:

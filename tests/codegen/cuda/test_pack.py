@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from samoyeds_codegen.cuda import layout
 from samoyeds_codegen.cuda.pack import Condensed, pack, pack_bias, unpack
-from samoyeds_codegen.cuda.spec import Pattern
+from samoyeds_codegen.cuda.pattern import Pattern
 from tests.codegen.cuda.weights import PATTERNS, condensed, random_weight
 
 

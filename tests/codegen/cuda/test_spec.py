@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from samoyeds_codegen.cuda.launch import target_of
-from samoyeds_codegen.cuda.spec import CombineSpec, Pattern, ProjectionSpec, TilesSpec
+from samoyeds_codegen.cuda.pattern import Pattern
+from samoyeds_codegen.cuda.spec import CombineSpec, ProjectionSpec, TilesSpec
 from samoyeds_codegen.errors import UnsupportedSpecError
 
 UP = ProjectionSpec("up", "sm_80", Pattern(1, 2, 32), activation="silu(gate) * up", gated=True)

@@ -3,12 +3,15 @@
 import torch
 
 from samoyeds_codegen.cuda.pack import Condensed
-from samoyeds_codegen.cuda.spec import Pattern
+from samoyeds_codegen.cuda.pattern import Pattern
 from samoyeds_compile.sparsity import SparsityConfig
 from samoyeds_compile.sparsity.pack import PackedWeight, pack
 from samoyeds_compile.sparsity.solver import best_mask
 
-PATTERNS = [Pattern(1, 1, 32), Pattern(1, 2, 128), Pattern(1, 2, 32), Pattern(2, 4, 64), Pattern(1, 2, 64, 16)]
+PATTERNS = [
+    Pattern(1, 1, 32), Pattern(1, 2, 128), Pattern(1, 2, 32), Pattern(2, 4, 64), Pattern(1, 2, 64, 16),
+    Pattern(1, 2, 32, 64),
+]  # fmt: skip
 
 
 def config(pattern: Pattern) -> SparsityConfig:

@@ -57,9 +57,16 @@ struct Multiplier {
       ptx::ldmatrix_x4(b, address + STEP / 2 * TOKEN_HALF + token_chunk(row, chunk));
 #pragma unroll
       for (int r = 0; r < ROW_TILES; ++r)
-        ptx::mma_sp_m16n8k32<Element, STEP % 2>(reinterpret_cast<float (&)[4]>(sums[r][0][i]), a[r], b,
-                                                STEP < 2 ? metadata[r].x : metadata[r].y);
+        multiply<STEP % 2>(r, i, a[r], b, STEP < 2 ? metadata[r].x : metadata[r].y);
     }
+  }
+
+  template <int SELECTOR>
+  DEVICE void multiply(int r, int i, const uint32_t (&a)[4], const uint32_t (&b)[4], uint32_t metadata) {
+    if (DIRECT && before[r].upper)
+      ptx::mma_sp_m16n8k32<Element, SELECTOR>(reinterpret_cast<float (&)[4]>(sums[r][SETS - 1][i]), a, b, metadata);
+    else
+      ptx::mma_sp_m16n8k32<Element, SELECTOR>(reinterpret_cast<float (&)[4]>(sums[r][0][i]), a, b, metadata);
   }
 
   DEVICE void block(const unsigned char* stage) {

@@ -4,7 +4,9 @@
 // A condensed row belongs to another of SETS dense rows in every vector. Telescoped accumulation (no reset, no copy):
 // set 0 sums all products, S. With S_v after vector v, choice c_v there, and set k the sum of what went to choice k,
 //   O_k = sum_v [c_v = k] (S_v - S_{v-1}) = sum_v ([c_v = k] - [c_{v+1} = k]) S_v,
-// so at each border of vectors set k gains S times -1, 0 or 1. Sums of choice 0 are S minus all others.
+// so at each border of vectors set k gains S times -1, 0 or 1. Sums of choice 0 are S minus all others. If SHARED, the
+// rows of half a slab agree, so a warp that keeps its choices has nothing to do. If DIRECT, all rows of an instruction
+// agree: then set k itself is what is multiplied into, and nothing of this is needed.
 struct Choice {
   int upper = 0, lower = 0;  // of rows g and g + 8
 };
@@ -15,6 +17,7 @@ DEVICE Choice choice_at(const uint8_t* selection, int row, int vector) {
 }
 
 DEVICE void telescope(float (&sums)[SETS][TOKENS / 2], const Choice& before, const Choice& now) {
+  if (DIRECT || (SHARED && before.upper == now.upper && before.lower == now.lower)) return;
 #pragma unroll
   for (int k = 1; k < SETS; ++k) {
     const float upper = float((before.upper == k) - (now.upper == k));

@@ -99,18 +99,27 @@ struct Multiplier {
   DEVICE void steps(const unsigned char* record, uint64_t weights, uint64_t tokens, const uint2& metadata) {
     if constexpr (SETS > 1)
       choose(choice_at(record + SELECTION_AT, warp * 16 + lane / 4, FIRST * 32 / VECTOR));
+    if (DIRECT && before.upper)
+      multiply<FIRST, LAST>(sums[SETS - 1], weights, tokens, metadata);
+    else
+      multiply<FIRST, LAST>(sums[0], weights, tokens, metadata);
+  }
+
+  template <int FIRST, int LAST>
+  DEVICE void multiply(float (&set)[TOKENS / 2], uint64_t weights, uint64_t tokens, const uint2& metadata) {
     ptx::wgmma_fence();
-    each_step<FIRST, LAST>(weights, tokens, metadata);
+    each_step<FIRST, LAST>(set, weights, tokens, metadata);
     ptx::wgmma_commit();
     ptx::wgmma_wait<0>();
   }
 
-  template <int STEP, int LAST> DEVICE void each_step(uint64_t weights, uint64_t tokens, const uint2& metadata) {
+  template <int STEP, int LAST>
+  DEVICE void each_step(float (&set)[TOKENS / 2], uint64_t weights, uint64_t tokens, const uint2& metadata) {
     if constexpr (STEP < LAST) {
-      ptx::wgmma_sp<Element, TOKENS, STEP % 2>(sums[0], weights + (value_offset(0, 0, STEP) >> 4),
+      ptx::wgmma_sp<Element, TOKENS, STEP % 2>(set, weights + (value_offset(0, 0, STEP) >> 4),
                                                tokens + ((STEP / 2 * TOKEN_HALF + STEP % 2 * 64) >> 4),
                                                STEP < 2 ? metadata.x : metadata.y);
-      each_step<STEP + 1, LAST>(weights, tokens, metadata);
+      each_step<STEP + 1, LAST>(set, weights, tokens, metadata);
     }
   }
 
