@@ -15,8 +15,8 @@ _RUNTIME_INCLUDES = (
     "sys/mman.h ucontext.h"
 ).split()
 _RUNTIME = (
-    "failure clock space fiber machine memory atomics collective barriers mbarrier copies mma wgmma hooks special schedule "
-    "launch"
+    "failure clock space fiber machine memory atomics collective barriers mbarrier copies mma wgmma hooks special "
+    "schedule launch"
 ).split()
 
 KERNEL_FLAGS = (

@@ -7,6 +7,7 @@ import torch
 
 from samoyeds_codegen import emulate
 from samoyeds_codegen.emulate import Output
+from samoyeds_codegen.errors import CompilationError
 
 SEEDS = (0, 1, 2)
 
@@ -132,6 +133,22 @@ def test_arguments_that_do_not_fit() -> None:
         emulate.run(ADD, "add", (1,), (1,), 0, [torch.ones(1), torch.ones(1), torch.ones(1)])
     with pytest.raises(ValueError, match="does not fit an int32"):
         emulate.run(ADD, "add", (1,), (1,), 0, [None, None, None, 1 << 31])
+
+
+@pytest.mark.parametrize(
+    ("grid", "block", "shared_bytes", "cluster"),
+    [((1,), (1025,), 0, 1), ((3,), (32,), 0, 2), ((1,), (32,), 1 << 18, 1), ((1,), (32, 0), 0, 1)],
+)
+def test_launch_that_no_gpu_takes(
+    grid: tuple[int, ...], block: tuple[int, ...], shared_bytes: int, cluster: int
+) -> None:
+    with pytest.raises(ValueError, match=r"block|shared memory"):
+        emulate.run(ADD, "add", grid, block, shared_bytes, [None, None, None, 0], cluster=cluster)
+
+
+def test_text_that_does_not_compile() -> None:
+    with pytest.raises(CompilationError, match=r"kernel:3:.*missing"):
+        emulate.run("struct P { int n; };\n__global__ void k(P p) {\n  missing(p.n); }", "k", (1,), (1,), 0, [1])
 
 
 def test_tensors_stay_as_they_are_after_a_failure() -> None:
