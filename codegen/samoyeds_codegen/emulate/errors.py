@@ -22,7 +22,7 @@ class Where:
     def __str__(self) -> str:
         return (
             f"kernel {self.kernel}, block {self.block}, thread {self.thread}, line {self.line}: "
-            f"{self.instruction}, address 0x{self.address:x}"
+            f"{self.instruction}, address {self.address:#x}"
         )
 
 
@@ -76,7 +76,7 @@ class MetadataError(EmulationError):
 
 
 class OperandError(EmulationError):
-    """A descriptor, count, parity or mask that the instruction does not take."""
+    """A descriptor, count, parity, mask or number that the instruction does not take."""
 
 
 CLASSES: tuple[type[EmulationError], ...] = (

@@ -7,10 +7,28 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from samoyeds_codegen.emulate.buffers import Argument, Arguments
 from samoyeds_codegen.emulate.errors import CLASSES, EmulationError, Where
 from samoyeds_codegen.emulate.library import load_kernel, runtime
+
+
+@dataclass(frozen=True)
+class _Shape:
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    cluster: int
+    shared_bytes: int
+
+    def check(self) -> None:
+        x, y, z = self.block
+        if not 1 <= x * y * z <= 1024:
+            raise ValueError(f"a block of {self.block} threads")
+        if not 1 <= self.cluster <= 8 or self.grid[0] % self.cluster:
+            raise ValueError(f"a grid of {self.grid} blocks in clusters of {self.cluster}")
+        if not 0 <= self.shared_bytes <= 227 << 10:
+            raise ValueError(f"{self.shared_bytes} bytes of shared memory; a block has at most {227 << 10}")
 
 
 class _Buffer(ctypes.Structure):
@@ -47,7 +65,7 @@ class _Failure(ctypes.Structure):
         ("block", ctypes.c_uint32 * 3),
         ("thread", ctypes.c_uint32 * 3),
         ("line", ctypes.c_int32),
-        ("address", ctypes.c_uint64),
+        ("address", ctypes.c_int64),
         ("code", ctypes.c_uint64),
         ("instruction", ctypes.c_char * 64),
         ("detail", ctypes.c_char * 1024),
@@ -76,9 +94,11 @@ def run(
         CompilationError: the text does not compile.
         ValueError: the launch does not fit the kernel or a GPU: sizes of struct, block, cluster, shared memory.
     """
+    shape = _Shape(_three(grid), _three(block), cluster, shared_bytes)
+    shape.check()
     library = load_kernel(text, kernel)
     packed = Arguments(arguments)
-    request = _request(library, packed, _three(grid), _three(block), cluster, shared_bytes, seed)
+    request = _request(library, packed, shape, seed)
     failure = _Failure()
     runtime().emulated_launch(ctypes.byref(request), ctypes.byref(failure))
     if failure.kind:
@@ -86,57 +106,34 @@ def run(
     packed.copy_back()
 
 
-def _request(
-    library: ctypes.CDLL,
-    packed: Arguments,
-    grid: tuple[int, int, int],
-    block: tuple[int, int, int],
-    cluster: int,
-    shared_bytes: int,
-    seed: int,
-) -> _Request:
+def _request(library: ctypes.CDLL, packed: Arguments, shape: _Shape, seed: int) -> _Request:
     image = (ctypes.c_void_p * 4).in_dll(library, "emulated_image")
-    _check(library, packed, grid, block, cluster, shared_bytes, has_statics=bool(image[2]))
-    buffers = (_Buffer * max(1, len(packed.extents)))()
-    ordered = sorted(packed.extents, key=lambda e: e.copy)
-    for buffer, extent in zip(buffers, ordered, strict=False):
-        name = " and ".join(extent.names).encode()
-        buffer.name, buffer.base, buffer.bytes = name, extent.copy, extent.end - extent.start
-        buffer.initialised = extent.initialised
+    library.emulated_parameter_bytes.restype = ctypes.c_ulong
+    if (size := library.emulated_parameter_bytes()) != len(packed.struct):
+        raise ValueError(f"the kernel's struct has {size} bytes, the arguments have {len(packed.struct)}")
+    if image[2] and shape.cluster > 1:
+        raise ValueError("__shared__ variables of a kernel with clusters: declare SAMOYEDS_SHARED instead")
     return _Request(
         entry=ctypes.cast(library.emulated_entry, ctypes.c_void_p),
         image=ctypes.addressof(image),
         parameters=packed.struct,
-        buffers=buffers,
-        buffer_count=len(ordered),
-        grid=grid,
-        block=block,
-        cluster=cluster,
-        shared_bytes=shared_bytes,
+        buffers=_buffers(packed),
+        buffer_count=len(packed.extents),
+        grid=shape.grid,
+        block=shape.block,
+        cluster=shape.cluster,
+        shared_bytes=shape.shared_bytes,
         seed=seed,
     )
 
 
-def _check(
-    library: ctypes.CDLL,
-    packed: Arguments,
-    grid: tuple[int, int, int],
-    block: tuple[int, int, int],
-    cluster: int,
-    shared_bytes: int,
-    has_statics: bool,
-) -> None:
-    library.emulated_parameter_bytes.restype = ctypes.c_ulong
-    if (size := library.emulated_parameter_bytes()) != len(packed.struct):
-        raise ValueError(f"the kernel's struct has {size} bytes, the arguments have {len(packed.struct)}")
-    if not 1 <= block[0] * block[1] * block[2] <= 1024:
-        raise ValueError(f"a block of {block} threads")
-    if not 1 <= cluster <= 8 or grid[0] % cluster:
-        raise ValueError(f"a grid of {grid} blocks in clusters of {cluster}")
-    if not 0 <= shared_bytes <= 227 << 10:
-        raise ValueError(f"{shared_bytes} bytes of shared memory; a block has at most 232448")
-    if has_statics and cluster > 1:
-        raise ValueError("__shared__ variables of a kernel with clusters: declare SAMOYEDS_SHARED instead")
+def _buffers(packed: Arguments) -> ctypes.Array[_Buffer]:
+    """By address, as the runtime looks them up."""
+    parts = [
+        _Buffer(" and ".join(e.names).encode(), e.copy, e.end - e.start, e.initialised)
+        for e in sorted(packed.extents, key=lambda e: e.copy)
+    ]
+    return (_Buffer * max(1, len(parts)))(*parts)
 
 
 def _three(size: Sequence[int]) -> tuple[int, int, int]:

@@ -9,14 +9,14 @@ from pathlib import Path
 from samoyeds_codegen.build import Source, load
 
 _HERE = Path(__file__).parent
-_DEVICE_INCLUDES = ("cmath", "cstdint")
+_DEVICE_INCLUDES = ("cstdint",)
 _RUNTIME_INCLUDES = (
     "algorithm bitset cmath cstdarg cstdint cstdio cstdlib cstring deque map memory new string utility vector "
     "sys/mman.h ucontext.h"
 ).split()
 _RUNTIME = (
-    "failure clock space fiber machine memory collective barriers mbarrier copies mma wgmma hooks special schedule "
-    "launch"
+    "failure clock space fiber machine memory atomics collective barriers mbarrier copies mma wgmma hooks special "
+    "schedule launch"
 ).split()
 
 KERNEL_FLAGS = (
@@ -27,9 +27,11 @@ KERNEL_FLAGS = (
     "-w",
     # What CUDA's compiler fuses or not is not ours to guess: one rounding for each operation of the text.
     "-ffp-contract=off",
-    # Plain loads and stores, misaligned pointers and indices past constant arrays call the runtime ...
+    # Kernels look at the same bytes as words, pairs and numbers.
+    "-fno-strict-aliasing",
+    # Plain loads and stores call the runtime, and so does arithmetic that CUDA and C++ do not define, or not alike, ...
     "-fsanitize=thread",
-    "-fsanitize=alignment,bounds",
+    "-fsanitize=alignment,bounds,shift-exponent,integer-divide-by-zero,signed-integer-overflow,float-cast-overflow",
     # ... which stands for the sanitizers' own libraries.
     "-nodefaultlibs",
     # A variable without a value has one that the runtime knows.

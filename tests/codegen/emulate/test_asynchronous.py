@@ -119,6 +119,26 @@ def test_generic_writes_before_a_bulk_copy_need_a_fence() -> None:
         ring(RING.replace("__syncthreads();", cleared.format("")))
 
 
+def test_arrival_beyond_the_count() -> None:
+    twice = "ptx::mbarrier_expect(full + 8 * stage, 64); ptx::mbarrier_expect(full + 8 * stage, 64);"
+    text = RING.replace("full + 8 * i, 33", "full + 8 * i, 1").replace(
+        "ptx::cp_async_mbarrier_arrive(full + 8 * stage);", ""
+    )
+    with pytest.raises(BarrierError, match="an arrival more than its count of 1"):
+        ring(text.replace("ptx::mbarrier_expect(full + 8 * stage, 128);", twice))
+
+
+def test_block_must_wait_for_its_bulk_copies() -> None:
+    with pytest.raises(InFlightError, match="the block returned"):
+        ring(
+            RING.replace(
+                "turn < p.turns; ++turn) {\n      const uint32_t stage",
+                "turn < 1; ++turn) {\n      const uint32_t stage",
+                1,
+            ).replace("} else {", "} else if (p.turns == 0) {")
+        )
+
+
 # Warps 0 and 1 hand buffers to warps 2 and 3 through two named barriers.
 NAMED = """
 struct P { int* out; };

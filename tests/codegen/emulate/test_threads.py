@@ -7,6 +7,7 @@ import torch
 
 from samoyeds_codegen import emulate
 from samoyeds_codegen.emulate import Output
+from samoyeds_codegen.errors import CompilationError
 
 SEEDS = (0, 1, 2)
 
@@ -134,6 +135,22 @@ def test_arguments_that_do_not_fit() -> None:
         emulate.run(ADD, "add", (1,), (1,), 0, [None, None, None, 1 << 31])
 
 
+@pytest.mark.parametrize(
+    ("grid", "block", "shared_bytes", "cluster"),
+    [((1,), (1025,), 0, 1), ((3,), (32,), 0, 2), ((1,), (32,), 1 << 18, 1), ((1,), (32, 0), 0, 1)],
+)
+def test_launch_that_no_gpu_takes(
+    grid: tuple[int, ...], block: tuple[int, ...], shared_bytes: int, cluster: int
+) -> None:
+    with pytest.raises(ValueError, match=r"block|shared memory"):
+        emulate.run(ADD, "add", grid, block, shared_bytes, [None, None, None, 0], cluster=cluster)
+
+
+def test_text_that_does_not_compile() -> None:
+    with pytest.raises(CompilationError, match=r"kernel:3:.*missing"):
+        emulate.run("struct P { int n; };\n__global__ void k(P p) {\n  missing(p.n); }", "k", (1,), (1,), 0, [1])
+
+
 def test_tensors_stay_as_they_are_after_a_failure() -> None:
     c = torch.zeros(300)
     with pytest.raises(emulate.OutOfBoundsError):
@@ -146,10 +163,11 @@ def test_error_says_where() -> None:
         emulate.run(ADD, "add", (5,), (64,), 0, [torch.ones(300), torch.ones(299), torch.zeros(300), 300])
     where = caught.value.where
     assert (where.kernel, where.block, where.thread) == ("add", (4, 0, 0), (43, 0, 0))
-    assert (where.instruction, where.line) == ("load of 4 bytes", 5)
+    assert (where.instruction, where.line, where.address) == ("load of 4 bytes", 5, 1196)
     assert "0 bytes past the end of argument 1 of 1196 bytes" in str(caught.value)
 
 
+FIRST_SEEN = (emulate.OperandError, emulate.RaceError)
 BUGS = {
     "global store": ("p.x[64 + t] = 1;", emulate.OutOfBoundsError),
     "global load": ("p.x[t] = p.x[t - 1];", emulate.OutOfBoundsError),
@@ -167,6 +185,11 @@ BUGS = {
         emulate.DivergenceError,
     ),
     "mask without the thread": ("__syncwarp(t < 16 ? 0xffffu : 0xffffu);", emulate.DivergenceError),
+    "shift by all bits": ("p.x[t] = 1u << (32 + p.x[t]);", emulate.OperandError),
+    "division by zero": ("p.x[t] = t / p.x[t];", emulate.OperandError),
+    "overflow": ("p.x[t] = (t + 0x7fffffff) * (t + 1);", emulate.OperandError),
+    "float beyond integers": ("p.x[t] = int(1e10f * (t + 1));", emulate.OperandError),
+    "non-coherent load": ("p.x[t] = t; ptx::load_streaming((const uint4*)p.x + t / 4);", FIRST_SEEN),
     "endless loop": ("volatile int* x = p.x; while (x[0] == 0);", emulate.DeadlockError),
 }
 
@@ -209,7 +232,48 @@ def test_blocks_are_not_ordered() -> None:
     with pytest.raises(emulate.RaceError, match="another block wrote it"):
         scalar("p.x[t] = t;", blocks=2)
     with pytest.raises(emulate.RaceError, match="another block reads it"):
-        scalar("if (blockIdx.x) p.x[t] = t; else p.x[32 + t] = p.x[t];", blocks=2)
+        scalar("if (blockIdx.x == 2) p.x[t] = t; else if (p.x[t]) __syncwarp();", blocks=3)
+
+
+LAST_BLOCK = """
+struct P { const float* x; float* parts; int* done; float* out; };
+__global__ void sum(P p) {
+  __shared__ int last;
+  const int t = threadIdx.x;
+  p.parts[blockIdx.x * 32 + t] = p.x[blockIdx.x * 32 + t];
+  __syncthreads();
+  if (t == 0) {
+    __threadfence();  // release
+    last = atomicAdd(p.done, 1) == gridDim.x - 1;
+    __threadfence();  // acquire
+  }
+  __syncthreads();
+  float sum = 0;
+  if (last) for (int i = 0; i < gridDim.x; ++i) sum += p.parts[i * 32 + t];
+  if (last) p.out[t] = sum;
+}
+"""
+
+
+def last_block(text: str, seed: int = 0) -> None:
+    x, out = torch.randint(100, (5, 32)).float(), torch.empty(32)
+    arguments = [x, Output(torch.empty(5, 32)), torch.zeros(1, dtype=torch.int32), Output(out)]
+    emulate.run(text, "sum", (5,), (32,), 0, arguments, seed=seed)
+    assert torch.equal(out, x.sum(0))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_last_block_may_read_what_the_others_published(seed: int) -> None:
+    last_block(LAST_BLOCK, seed)
+
+
+@pytest.mark.parametrize(
+    "needed", ["__threadfence();  // release", "__threadfence();  // acquire", "__syncthreads();\n  if"]
+)
+def test_last_block_needs_its_fences_and_barriers(needed: str) -> None:
+    assert needed in LAST_BLOCK
+    with pytest.raises(emulate.RaceError, match="another block wrote it"):
+        last_block(LAST_BLOCK.replace(needed, "if" if needed.endswith("if") else ""))
 
 
 def test_output_is_not_to_be_read() -> None:
@@ -227,3 +291,17 @@ def test_strided_tensor_has_the_bounds_of_its_elements() -> None:
     assert out.item() == 34
     with pytest.raises(emulate.OutOfBoundsError):
         emulate.run(text, "k", (1,), (1,), 0, [x[:, 2:5], Output(out), 33])
+
+
+def test_tensors_that_share_memory_share_a_buffer() -> None:
+    x = torch.arange(12.0)
+    text = "struct P { const float* a; float* b; };\n__global__ void k(P p) { p.b[0] = p.a[5] + 1; }"
+    emulate.run(text, "k", (1,), (1,), 0, [x[:8], x[4:]])
+    assert x[4] == 6
+    with pytest.raises(emulate.OutOfBoundsError, match="past the end of argument 0 and argument 1 of 48 bytes"):
+        emulate.run(text.replace("p.a[5]", "p.a[12]"), "k", (1,), (1,), 0, [x[:8], x[4:]])
+
+
+def test_address_before_a_buffer() -> None:
+    with pytest.raises(emulate.OutOfBoundsError, match="address -0x4: 4 bytes before argument 0 of 256 bytes"):
+        scalar("p.x[t - 1] = 1;")

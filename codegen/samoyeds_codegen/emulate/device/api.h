@@ -16,9 +16,11 @@ void emulated_warp_barrier(uint32_t mask, int line);
 uint64_t emulated_shuffle(uint32_t mask, uint64_t value, int mode, int argument, int width, int line);
 uint32_t emulated_vote(uint32_t mask, int predicate, int line);
 void emulated_atomic(const void* p, unsigned bytes, int line);
+void emulated_threadfence(int line);
 const void* emulated_load(const void* p, unsigned bytes, const char* name, int line);
 void emulated_ldmatrix(uint32_t* registers, int count, uint32_t address, int transposed, const char* name, int line);
-void emulated_mma_sp(float* d, const uint32_t* a, const uint32_t* b, uint32_t metadata, int type, int selector, int line);
+void emulated_mma_sp(float* d, const uint32_t* a, const uint32_t* b, uint32_t metadata, int type, int selector,
+                     int line);
 void emulated_cp_async(uint32_t target, const void* source, uint32_t bytes, int valid, int line);
 void emulated_cp_async_commit(int line);
 void emulated_cp_async_wait(int pending, int line);
@@ -30,7 +32,8 @@ void emulated_fence_barrier_init(int line);
 void emulated_mbarrier_init(uint32_t address, uint32_t count, int line);
 void emulated_mbarrier_arrive(uint32_t address, int cta, uint32_t expected, const char* name, int line);
 void emulated_mbarrier_wait(uint32_t address, uint32_t parity, int line);
-void emulated_wgmma_sp(float* d, uint64_t a, uint64_t b, uint32_t metadata, int type, int columns, int selector, int line);
+void emulated_wgmma_sp(float* d, uint64_t a, uint64_t b, uint32_t metadata, int type, int columns, int selector,
+                       int line);
 void emulated_wgmma_fence(int line);
 void emulated_wgmma_commit(int line);
 void emulated_wgmma_wait(int pending, int line);

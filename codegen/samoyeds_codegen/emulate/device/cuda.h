@@ -14,14 +14,30 @@
 #define __shared__ static __attribute__((section("samoyeds_shared")))
 #define SAMOYEDS_SHARED(name) unsigned char* const name = emulated_shared()
 
-struct alignas(8) uint2 { unsigned x, y; };
-struct alignas(16) uint4 { unsigned x, y, z, w; };
-struct alignas(8) int2 { int x, y; };
-struct int3 { int x, y, z; };
-struct alignas(16) int4 { int x, y, z, w; };
-struct alignas(8) float2 { float x, y; };
-struct float3 { float x, y, z; };
-struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(8) int2 {
+  int x, y;
+};
+struct int3 {
+  int x, y, z;
+};
+struct alignas(16) int4 {
+  int x, y, z, w;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct float3 {
+  float x, y, z;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint3 make_uint3(unsigned x, unsigned y, unsigned z) { return {x, y, z}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
@@ -41,8 +57,7 @@ inline void __syncthreads(int line = __builtin_LINE()) {
   emulated_block_barrier(0, int(size.x * size.y * size.z), true, "__syncthreads", line);
 }
 inline void __syncwarp(unsigned mask = 0xffffffffu, int line = __builtin_LINE()) { emulated_warp_barrier(mask, line); }
-inline void __threadfence() {}
-inline void __threadfence_block() {}
+inline void __threadfence(int line = __builtin_LINE()) { emulated_threadfence(line); }
 
 template <class T>
 inline T emulated_shuffle_as(unsigned mask, T x, int mode, int argument, int width, int line) {
@@ -69,18 +84,22 @@ template <class T>
 inline T __shfl_xor_sync(unsigned mask, T x, int lanes, int width = 32, int line = __builtin_LINE()) {
   return emulated_shuffle_as(mask, x, 3, lanes, width, line);
 }
-inline unsigned __ballot_sync(unsigned mask, int x, int line = __builtin_LINE()) { return emulated_vote(mask, x, line); }
+inline unsigned __ballot_sync(unsigned mask, int x, int line = __builtin_LINE()) {
+  return emulated_vote(mask, x, line);
+}
 inline int __any_sync(unsigned mask, int x, int line = __builtin_LINE()) { return emulated_vote(mask, x, line) != 0; }
-inline int __all_sync(unsigned mask, int x, int line = __builtin_LINE()) { return emulated_vote(mask, x, line) == mask; }
+inline int __all_sync(unsigned mask, int x, int line = __builtin_LINE()) {
+  return emulated_vote(mask, x, line) == mask;
+}
 
 // The operation itself is not a plain access, so the compiler must not instrument it.
-#define EMULATED_ATOMIC(name, expression)                                                            \
-  template <class T>                                                                                 \
+#define EMULATED_ATOMIC(name, expression)                                                           \
+  template <class T>                                                                                \
   __attribute__((noinline, no_sanitize("thread"))) T name(T* p, T x, int line = __builtin_LINE()) { \
-    emulated_atomic(p, sizeof(T), line);                                                             \
-    const T old = *p;                                                                                \
-    *p = expression;                                                                                 \
-    return old;                                                                                      \
+    emulated_atomic(p, sizeof(T), line);                                                            \
+    const T old = *p;                                                                               \
+    *p = expression;                                                                                \
+    return old;                                                                                     \
   }
 EMULATED_ATOMIC(atomicAdd, old + x)
 EMULATED_ATOMIC(atomicSub, old - x)
@@ -97,8 +116,17 @@ __attribute__((noinline, no_sanitize("thread"))) T atomicCAS(T* p, T compare, T 
   return old;
 }
 
+// Declared here, as <cmath> takes longer to compile than a kernel.
+extern "C" {
+float expf(float), exp2f(float), expm1f(float), logf(float), log2f(float), log1pf(float), powf(float, float);
+float erff(float), tanhf(float), sinf(float), cosf(float), sqrtf(float), fabsf(float), fmaf(float, float, float);
+float fmaxf(float, float), fminf(float, float), floorf(float), ceilf(float), truncf(float), rintf(float), roundf(float);
+}
+
 template <class T>
-inline T __ldg(const T* p) { return *p; }
+inline T __ldg(const T* p) {
+  return *p;
+}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }
 inline int __ffs(int x) { return __builtin_ffs(x); }
@@ -106,12 +134,16 @@ inline float __uint_as_float(unsigned x) { return bits_as<float>(x); }
 inline float __int_as_float(int x) { return bits_as<float>(x); }
 inline unsigned __float_as_uint(float x) { return bits_as<unsigned>(x); }
 inline int __float_as_int(float x) { return bits_as<int>(x); }
-inline float __expf(float x) { return std::exp(x); }
-inline float __logf(float x) { return std::log(x); }
+inline float __expf(float x) { return expf(x); }
+inline float __logf(float x) { return logf(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline float __frcp_rn(float x) { return 1 / x; }
-inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
+inline float rsqrtf(float x) { return 1 / sqrtf(x); }
 template <class T>
-inline T min(T a, T b) { return b < a ? b : a; }
+inline T min(T a, T b) {
+  return b < a ? b : a;
+}
 template <class T>
-inline T max(T a, T b) { return a < b ? b : a; }
+inline T max(T a, T b) {
+  return a < b ? b : a;
+}

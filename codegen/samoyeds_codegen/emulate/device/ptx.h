@@ -31,7 +31,8 @@ inline void ldmatrix_x2_trans(uint32_t (&r)[2], uint32_t address, int line = __b
   emulated_ldmatrix(r, 2, address, true, "ldmatrix_x2_trans", line);
 }
 
-__attribute__((noinline, no_sanitize("thread"))) static uint4 load_streaming(const uint4* p, int line = __builtin_LINE()) {
+__attribute__((noinline, no_sanitize("thread"))) static uint4 load_streaming(const uint4* p,
+                                                                             int line = __builtin_LINE()) {
   return *static_cast<const uint4*>(emulated_load(p, 16, "load_streaming", line));
 }
 

@@ -24,10 +24,12 @@ extern "C" void emulated_block_barrier(int id, int threads, int stays, const cha
   if (id < 0 || id > 15) fail(f, Kind::BARRIER, id, text("there is no named barrier %d", id));
   if (threads != machine->threads && (threads % 32 || threads <= 0))
     fail(f, Kind::BARRIER, id, text("%d threads are no whole warps", threads));
-  if (threads > machine->threads) fail(f, Kind::BARRIER, id, text("the block has %d threads, not %d", machine->threads, threads));
+  if (threads > machine->threads)
+    fail(f, Kind::BARRIER, id, text("the block has %d threads, not %d", machine->threads, threads));
   NamedBarrier& barrier = cta_of(f).named[id];
   if (!barrier.arrived.empty() && barrier.expected != threads)
-    fail(f, Kind::BARRIER, id, text("it counts %d threads at barrier %d, others count %d", threads, id, barrier.expected));
+    fail(f, Kind::BARRIER, id,
+         text("it counts %d threads at barrier %d, others count %d", threads, id, barrier.expected));
   const int me = int(&f - machine->fibers.data());
   if (std::count(barrier.arrived.begin(), barrier.arrived.end(), me))
     fail(f, Kind::BARRIER, id, text("this thread arrives twice at barrier %d before it opens", id));

@@ -1,8 +1,6 @@
 // Instructions that a warp or a warpgroup executes together: the last thread to come executes it for all.
 
-inline Group& warp_of(const Fiber& f) {
-  return machine->warps[f.cta * ((machine->threads + 31) / 32) + f.index / 32];
-}
+inline Group& warp_of(const Fiber& f) { return machine->warps[f.cta * ((machine->threads + 31) / 32) + f.index / 32]; }
 
 inline int lane_of(const Group& group, const Fiber& f) { return int(&f - machine->fibers.data()) - group.first; }
 
@@ -86,7 +84,8 @@ extern "C" uint64_t emulated_shuffle(uint32_t mask, uint64_t value, int mode, in
       if (!c.mask[lane]) continue;
       Shuffle& to = *static_cast<Shuffle*>(c.operands[lane]);
       const int from = shuffle_source(mode, lane, to.argument, width);
-      if (!c.mask[from]) fail(member(warp, lane), Kind::DIVERGENCE, 0, text("it reads lane %d, which is not in the mask", from));
+      if (!c.mask[from])
+        fail(member(warp, lane), Kind::DIVERGENCE, 0, text("it reads lane %d, which is not in the mask", from));
       to.result = static_cast<Shuffle*>(c.operands[from])->value;
     }
   });

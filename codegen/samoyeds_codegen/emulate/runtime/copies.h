@@ -73,12 +73,14 @@ inline void start_bulk(const Fiber& f, int cta, uint32_t target, const char* fro
 }
 
 // `mask`: the blocks of the cluster that get the bytes, at the same address; 0: the thread's own alone.
-extern "C" void emulated_bulk_copy(uint32_t target, const void* source, uint32_t bytes, uint32_t barrier, uint32_t mask, const char* name, int line) {
+extern "C" void emulated_bulk_copy(uint32_t target, const void* source, uint32_t bytes, uint32_t barrier, uint32_t mask,
+                                   const char* name, int line) {
   Fiber& f = enter(name, line);
   if (!bytes || bytes % 16) fail(f, Kind::MISALIGNED, target, text("%u bytes are no multiple of 16", bytes));
   check_alignment(f, target, 16);
   const char* from = check_source(f, source, bytes, 16);
-  if (mask >> machine->cluster) fail(f, Kind::OPERAND, target, text("the mask 0x%x has blocks outside the cluster", mask));
+  if (mask >> machine->cluster)
+    fail(f, Kind::OPERAND, target, text("the mask 0x%x has blocks outside the cluster", mask));
   for (int cta = 0; cta < machine->cluster; ++cta)
     if (mask ? mask >> cta & 1 : cta == f.cta) start_bulk(f, cta, target, from, bytes, barrier);
 }

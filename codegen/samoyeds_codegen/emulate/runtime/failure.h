@@ -1,7 +1,18 @@
 // What went wrong, in the layout that failure.py reads.
 
 enum class Kind : int32_t {
-  NONE, OUT_OF_BOUNDS, MISALIGNED, UNINITIALISED, RACE, IN_FLIGHT, FENCE, BARRIER, DEADLOCK, DIVERGENCE, METADATA, OPERAND
+  NONE,
+  OUT_OF_BOUNDS,
+  MISALIGNED,
+  UNINITIALISED,
+  RACE,
+  IN_FLIGHT,
+  FENCE,
+  BARRIER,
+  DEADLOCK,
+  DIVERGENCE,
+  METADATA,
+  OPERAND
 };
 
 struct Failure {

@@ -8,7 +8,8 @@ struct Site {
   const void* code;
 };
 
-// A cp.async that was issued and has not landed, or (source == nullptr, barrier) the arrival that waits for those before it.
+// A cp.async that was issued and has not landed, or (source == nullptr, barrier) the arrival that waits for those
+// before it.
 struct Copy {
   Space* space;
   size_t offset;
@@ -31,13 +32,14 @@ struct Fiber {
   Site site;
   std::string waits_for;
   Clock clock;
+  History released, acquired;  // by its last __threadfence; by atomics since
   std::deque<Copy> copies;
-  int groups;                    // of copies, committed so far
-  uint32_t* touched; // per word of the stack: the tick of its last access; OWNED: by a wgmma that is under way
+  int groups;         // of copies, committed so far
+  uint32_t* touched;  // per word of the stack: the tick of its last access; OWNED: by a wgmma that is under way
   uint32_t tick, fence_tick;
   bool wgmma_fenced;
-  int registers;  // by setmaxnreg; 0: never said
-  uint64_t steps; // since it last gave way
+  int registers;   // by setmaxnreg; 0: never said
+  uint64_t steps;  // since it last gave way
 
   static constexpr uint32_t OWNED = 0xffffffffu;
   uint32_t epoch() const { return clock.seen[slot]; }

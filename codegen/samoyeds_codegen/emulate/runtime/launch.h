@@ -38,8 +38,9 @@ inline void add_ctas() {
 inline void add_fibers() {
   machine->fibers.resize(size_t(machine->threads) * machine->cluster);
   for (Fiber& f : machine->fibers) {
-    void* stack = mmap(nullptr, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (stack == MAP_FAILED) throw std::bad_alloc();
+    void* stack =
+        mmap(nullptr, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (stack == MAP_FAILED || mprotect(stack, 4096, PROT_NONE)) std::abort();  // the last page is a guard
     f.stack = static_cast<char*>(stack);
     f.touched = static_cast<uint32_t*>(std::calloc(STACK_BYTES / 4, 4));
   }

@@ -67,6 +67,7 @@ struct Machine {
   std::vector<Cta> ctas;
   std::vector<Fiber> fibers;
   std::vector<Group> warps, warpgroups;
+  std::map<const void*, History> published;  // what atomics on an address tell
   NamedBarrier cluster_barrier;
   int mbarrier_slots = 0;
   Fiber* current = nullptr;

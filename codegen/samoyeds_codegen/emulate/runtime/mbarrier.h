@@ -1,4 +1,5 @@
-// mbarrier objects: phases, arrivals and bytes that asynchronous copies still owe (PTX ISA, "Parallel Synchronization").
+// mbarrier objects: phases, arrivals and bytes that asynchronous copies still owe (PTX ISA, "Parallel
+// Synchronization").
 
 inline void check_barrier_order(const Fiber& f, const Mbarrier& b, bool needs_fence) {
   if (f.clock.seen[b.init_slot] < b.init_epoch)
@@ -23,12 +24,14 @@ extern "C" void emulated_mbarrier_init(uint32_t address, uint32_t count, int lin
   const Place place = shared_place(f, cta, address, 8);
   if (!count || count >= 1u << 20) fail(f, Kind::BARRIER, address, text("an arrival count of %u", count));
   if (cta.mbarriers.count(address)) fail(f, Kind::BARRIER, address, "this mbarrier is initialised already");
-  if (int(cta.mbarriers.size()) == MBARRIERS) fail(f, Kind::BARRIER, address, text("the emulator has %d mbarriers for a block", MBARRIERS));
+  if (int(cta.mbarriers.size()) == MBARRIERS)
+    fail(f, Kind::BARRIER, address, text("the emulator has %d mbarriers for a block", MBARRIERS));
   write_as_thread(f, place, 8);
   for (int i = 0; i < 8; ++i) place.space->cells[place.offset + i].flags |= Cell::MBARRIER;
   const size_t slots = f.clock.seen.size();
   const uint16_t slot = machine->threads * machine->cluster + f.cta * MBARRIERS + cta.mbarriers.size();
-  cta.mbarriers[address] = {address, count, count, 0, 0, slot, f.slot, f.epoch(), false, Clock(slots), Clock(slots), {}};
+  cta.mbarriers[address] = {address, count,        count,        0, 0, slot, f.slot, f.epoch(),
+                            false,   Clock(slots), Clock(slots), {}};
 }
 
 extern "C" void emulated_fence_barrier_init(int line) {

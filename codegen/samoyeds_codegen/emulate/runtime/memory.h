@@ -16,23 +16,24 @@ inline Space* find_space(const Fiber& who, const void* p) {
   return after != all.begin() && (after - 1)->holds(p) ? &*(after - 1) : nullptr;
 }
 
-// The space that lies nearest, to say by how much an address misses it.
-inline std::string nearest(const Fiber& who, const void* p) {
+// An address in no space: named by the buffer that lies nearest, and by how much it misses that.
+[[noreturn]] inline void fail_outside(const Fiber& who, const void* p) {
   const char* at = static_cast<const char*>(p);
+  for (const Cta& other : machine->ctas)
+    if (other.dynamic.holds(p)) fail(who, Kind::OUT_OF_BOUNDS, 0, "it is shared memory of another block of the cluster");
   std::vector<const Space*> spaces{&cta_of(who).dynamic, &machine->statics};
   for (const Space& s : machine->global) spaces.push_back(&s);
-  std::string best = "it is in no buffer";
-  size_t least = 1 << 16;
+  const Space* nearest = nullptr;
+  ptrdiff_t least = 1 << 15;  // half the gap between buffers
   for (const Space* s : spaces) {
-    const size_t past = at >= s->base + s->bytes ? at - s->base - s->bytes : SIZE_MAX;
-    const size_t before = at < s->base ? s->base - at : SIZE_MAX;
-    if (!s->base || std::min(past, before) >= least) continue;
-    least = std::min(past, before);
-    best = text("%zu bytes %s %s of %zu bytes", least, past < before ? "past the end of" : "before", s->name.c_str(), s->bytes);
+    const ptrdiff_t misses = at < s->base ? s->base - at : at - s->base - ptrdiff_t(s->bytes);
+    if (s->base && misses < least) nearest = s, least = misses;
   }
-  for (const Cta& other : machine->ctas)
-    if (other.dynamic.holds(p)) best = "it is shared memory of another block of the cluster";
-  return best;
+  if (!nearest) fail(who, Kind::OUT_OF_BOUNDS, uint64_t(p), "it is in no buffer");
+  const bool before = at < nearest->base;
+  fail(who, Kind::OUT_OF_BOUNDS, (nearest->shared() ? nearest->first_address : 0) + (at - nearest->base),
+       text("%td bytes %s %s of %zu bytes", least, before ? "before" : "past the end of", nearest->name.c_str(),
+            nearest->bytes));
 }
 
 inline void check_alignment(const Fiber& who, uint64_t address, uint32_t alignment) {
@@ -47,7 +48,7 @@ inline void check_bounds(const Fiber& who, Place p, size_t bytes) {
 
 inline Place place_of(const Fiber& who, const void* p, size_t bytes) {
   Space* space = find_space(who, p);
-  if (!space) fail(who, Kind::OUT_OF_BOUNDS, uint64_t(p), nearest(who, p));
+  if (!space) fail_outside(who, p);
   Place place{space, size_t(static_cast<const char*>(p) - space->base)};
   check_bounds(who, place, bytes);
   return place;
@@ -65,32 +66,40 @@ inline Place shared_place(const Fiber& who, Cta& cta, uint32_t address, size_t b
 
 inline std::string slot_name(uint16_t slot) {
   const int threads = machine->threads * machine->cluster;
-  if (slot < threads) return text("thread %d of block %d of the cluster", slot % machine->threads, slot / machine->threads);
+  if (slot < threads)
+    return text("thread %d of block %d of the cluster", slot % machine->threads, slot / machine->threads);
   if (slot < threads + machine->mbarrier_slots) return "a bulk copy";
   return text("a wgmma of warpgroup %d", slot - threads - machine->mbarrier_slots);
 }
 
-inline uint64_t cell_address(const Place& p, size_t i) { return p.address() + i; }
-
-// Accesses of another cluster: nothing orders clusters, so only reads and atomics may meet.
-inline void check_other_cluster(const Fiber& who, Place p, size_t i, Cell& cell, bool write, bool atomic) {
-  if (cell.cluster == machine->cluster_serial) return;
-  const bool wrote = cell.cluster && cell.write_epoch, read = cell.cluster && cell.readers;
-  if ((wrote && !(atomic && cell.flags & Cell::ATOMIC)) || (write && read))
-    fail(who, Kind::RACE, cell_address(p, i), text("another block %s it, and nothing orders the two", wrote ? "wrote" : "reads"));
-  if (!read || write) cell.readers = 0;
-  cell.cluster = machine->cluster_serial;
-  cell.write_epoch = 0;
+// Accesses of other clusters: only atomics and fences order them.
+inline void check_other_clusters(const Fiber& who, Place p, size_t i, Cell& cell, const Clock& clock, bool write,
+                                 bool atomic) {
+  if (cell.cluster != machine->cluster_serial) {
+    const bool ordered = clock.knows(cell.cluster, cell.write_slot, cell.write_epoch);
+    if (cell.write_epoch && !ordered && !(atomic && cell.flags & Cell::ATOMIC))
+      fail(who, Kind::RACE, p.address() + i, "another block wrote it, and nothing orders the two");
+    for (int r = 0; r < cell.readers; ++r)
+      if (!clock.knows(cell.cluster, cell.read_slot[r], cell.read_epoch[r])) cell.flags |= Cell::READ_BEFORE;
+    cell.cluster = machine->cluster_serial;
+    cell.write_epoch = cell.readers = 0;
+  }
+  if (write && cell.flags & Cell::READ_BEFORE)
+    fail(who, Kind::RACE, p.address() + i, "another block reads it, and nothing orders the two");
 }
 
 inline void check_order(const Fiber& who, Place p, size_t i, const Cell& cell, const Agent& agent, const char* verb) {
   if (cell.flags & Cell::IN_FLIGHT)
-    fail(who, Kind::IN_FLIGHT, cell_address(p, i), text("an asynchronous copy to this byte has not been waited for, and it is %s", verb));
+    fail(who, Kind::IN_FLIGHT, p.address() + i,
+         text("an asynchronous copy to this byte has not been waited for, and it is %s", verb));
   if (!cell.write_epoch) return;
   if (agent.clock.seen[cell.write_slot] < cell.write_epoch)
-    fail(who, Kind::RACE, cell_address(p, i), text("%s by this thread, written by %s, and no barrier is between", verb, slot_name(cell.write_slot).c_str()));
+    fail(who, Kind::RACE, p.address() + i,
+         text("%s by this thread, written by %s, and no barrier is between", verb, slot_name(cell.write_slot).c_str()));
   if (agent.async && !(cell.flags & Cell::ASYNC) && agent.clock.fenced[cell.write_slot] < cell.write_epoch)
-    fail(who, Kind::FENCE, cell_address(p, i), text("%s through the async proxy, written by %s through the generic one, and no fence_proxy_async is between", verb, slot_name(cell.write_slot).c_str()));
+    fail(who, Kind::FENCE, p.address() + i,
+         text("%s through the async proxy, written by %s through the generic one, and no fence_proxy_async is between",
+              verb, slot_name(cell.write_slot).c_str()));
 }
 
 inline void note_reader(Cell& cell, const Agent& agent) {
@@ -109,10 +118,12 @@ inline void note_reader(Cell& cell, const Agent& agent) {
 inline void check_read(const Fiber& who, Place p, size_t bytes, const Agent& agent) {
   for (size_t i = 0; i < bytes; ++i) {
     Cell& cell = p.space->cells[p.offset + i];
-    check_other_cluster(who, p, i, cell, false, false);
+    check_other_clusters(who, p, i, cell, agent.clock, false, false);
     check_order(who, p, i, cell, agent, "read");
     if (!(cell.flags & Cell::INITIALISED))
-      fail(who, Kind::UNINITIALISED, cell_address(p, i), text("byte %zu of %s was never written, or will be by a thread that no barrier makes come first", p.offset + i, p.space->name.c_str()));
+      fail(who, Kind::UNINITIALISED, p.address() + i,
+           text("byte %zu of %s was never written, or will be by a thread that no barrier makes come first",
+                p.offset + i, p.space->name.c_str()));
     note_reader(cell, agent);
   }
 }
@@ -123,13 +134,13 @@ bool is_pending_product(uint16_t slot, uint32_t epoch);  // wgmma.h
 inline void check_write(const Fiber& who, Place p, size_t bytes, const Agent& agent, bool atomic = false) {
   for (size_t i = 0; i < bytes; ++i) {
     Cell& cell = p.space->cells[p.offset + i];
-    check_other_cluster(who, p, i, cell, true, atomic);
-    if (cell.flags & Cell::MBARRIER) fail(who, Kind::BARRIER, cell_address(p, i), "an mbarrier lies there");
+    check_other_clusters(who, p, i, cell, agent.clock, true, atomic);
+    if (cell.flags & Cell::MBARRIER) fail(who, Kind::BARRIER, p.address() + i, "an mbarrier lies there");
     if (!(atomic && cell.flags & Cell::ATOMIC)) check_order(who, p, i, cell, agent, "written");
     for (int r = 0; r < cell.readers; ++r)
       if (agent.clock.seen[cell.read_slot[r]] < cell.read_epoch[r]) {
         const bool pending = is_pending_product(cell.read_slot[r], cell.read_epoch[r]);
-        fail(who, pending ? Kind::IN_FLIGHT : Kind::RACE, cell_address(p, i),
+        fail(who, pending ? Kind::IN_FLIGHT : Kind::RACE, p.address() + i,
              text("written while %s %s", slot_name(cell.read_slot[r]).c_str(),
                   pending ? "still reads it: wgmma_wait is missing" : "reads it, and no barrier is between"));
       }

@@ -32,7 +32,8 @@ inline void load_matrix(Group& warp, Collective& c, int matrix, bool transposed)
   }
 }
 
-extern "C" void emulated_ldmatrix(uint32_t* registers, int count, uint32_t address, int transposed, const char* name, int line) {
+extern "C" void emulated_ldmatrix(uint32_t* registers, int count, uint32_t address, int transposed, const char* name,
+                                  int line) {
   Group& warp = warp_of(enter(name, line));
   LoadMatrix mine{registers, address};
   warp_collective(count, &mine, [&](Collective& c) {
@@ -45,14 +46,16 @@ inline void expand(const Fiber& f, uint16_t half, const float* values, float* de
   for (int j = 0; j < 4; ++j) {
     const int nibble = half >> (4 * j) & 15, first = nibble & 3, second = nibble >> 2;
     if (first >= second)
-      fail(f, Kind::METADATA, 0, text("group %d of metadata 0x%04x: positions %d and %d do not ascend", j, half, first, second));
+      fail(f, Kind::METADATA, 0,
+           text("group %d of metadata 0x%04x: positions %d and %d do not ascend", j, half, first, second));
     dense[4 * j + first] = values[2 * j];
     dense[4 * j + second] = values[2 * j + 1];
   }
 }
 
 // One warp's 16 rows: compressed [16][16] to dense [16][32]; lanes 4g + 2*selector and the next have rows g and g + 8.
-inline void expand_rows(const Group& warp, const uint32_t* metadata, int selector, const float (*a)[16], float (*dense)[32]) {
+inline void expand_rows(const Group& warp, const uint32_t* metadata, int selector, const float (*a)[16],
+                        float (*dense)[32]) {
   for (int g = 0; g < 8; ++g)
     for (int half = 0; half < 2; ++half) {
       const int lane = 4 * g + 2 * selector + half;
@@ -94,7 +97,8 @@ inline void sparse_mma(Group& warp, Collective& c, int type, int selector) {
     }
 }
 
-extern "C" void emulated_mma_sp(float* d, const uint32_t* a, const uint32_t* b, uint32_t metadata, int type, int selector, int line) {
+extern "C" void emulated_mma_sp(float* d, const uint32_t* a, const uint32_t* b, uint32_t metadata, int type,
+                                int selector, int line) {
   Group& warp = warp_of(enter("mma_sp_m16n8k32", line));
   SparseMma mine{d, a, b, metadata};
   warp_collective(type << 1 | selector, &mine, [&](Collective& c) { sparse_mma(warp, c, type, selector); });

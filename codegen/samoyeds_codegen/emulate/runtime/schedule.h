@@ -6,8 +6,10 @@ inline void run_thread() {
   for (const Group& g : machine->warpgroups)
     if (!g.products.empty() && lane_of(g, f) >= 0 && lane_of(g, f) < g.size)
       fail(f, Kind::IN_FLIGHT, 0, "the thread returned, and a wgmma has not been waited for");
+  if (--cta_of(f).live == 0 && !cta_of(f).copies.empty())
+    fail(f, Kind::IN_FLIGHT, cta_of(f).copies[0].barrier,
+         "the block returned, and a bulk copy into it has not been waited for");
   f.state = Fiber::DONE;
-  --cta_of(f).live;
   setcontext(&machine->scheduler);
 }
 
@@ -19,6 +21,8 @@ inline void reset_fiber(Fiber& f, int number, size_t slots) {
   f.site = {"nothing yet", 0, nullptr};
   f.clock = Clock(slots);
   f.advance();
+  f.released.clear();
+  f.acquired.clear();
   f.copies.clear();
   f.groups = 0;
   f.wgmma_fenced = false;
@@ -34,7 +38,8 @@ inline void reset_groups(std::vector<Group>& groups, int size, int first_slot) {
   groups.clear();
   for (int cta = 0; cta < machine->cluster; ++cta)
     for (int first = 0; first < machine->threads; first += size, ++first_slot)
-      groups.push_back({cta * machine->threads + first, std::min(size, machine->threads - first), uint16_t(first_slot), {}, {}});
+      groups.push_back(
+          {cta * machine->threads + first, std::min(size, machine->threads - first), uint16_t(first_slot), {}, {}});
 }
 
 inline void reset_cta(Cta& cta, uint64_t block) {
@@ -67,35 +72,43 @@ inline bool failed() { return machine->failure->kind != Kind::NONE; }
 inline std::string stuck_threads() {
   std::string all;
   auto same = [](const Fiber& a, const Fiber& b) {
-    return a.state == b.state && a.cta == b.cta && (a.state == Fiber::DONE || (a.site.line == b.site.line && a.waits_for == b.waits_for));
+    return a.state == b.state && a.cta == b.cta &&
+           (a.state == Fiber::DONE || (a.site.line == b.site.line && a.waits_for == b.waits_for));
   };
   const auto& fibers = machine->fibers;
   for (size_t i = 0, end; i < fibers.size(); i = end) {
     for (end = i + 1; end < fibers.size() && same(fibers[i], fibers[end]);) ++end;
     const Fiber& f = fibers[i];
-    all += text("; threads %d to %d of block (%u, %u, %u) ", f.index, fibers[end - 1].index, cta_of(f).block[0], cta_of(f).block[1], cta_of(f).block[2]);
-    all += f.state == Fiber::DONE ? "returned" : text("are at line %d, %s, and wait for %s", f.site.line, f.site.instruction, f.waits_for.c_str());
+    all += text("; threads %d to %d of block (%u, %u, %u) ", f.index, fibers[end - 1].index, cta_of(f).block[0],
+                cta_of(f).block[1], cta_of(f).block[2]);
+    all += f.state == Fiber::DONE
+               ? "returned"
+               : text("are at line %d, %s, and wait for %s", f.site.line, f.site.instruction, f.waits_for.c_str());
   }
   return all.substr(2);
 }
 
 inline std::string owed(const Mbarrier& b) {
-  return text("the mbarrier at 0x%x is in phase %u and still needs %u arrivals and %lld bytes", b.address, b.phase, b.pending, (long long)b.bytes);
+  return text("the mbarrier at 0x%x is in phase %u and still needs %u arrivals and %lld bytes", b.address, b.phase,
+              b.pending, (long long)b.bytes);
 }
 
-// Nobody can go on. To blame is a wait for an mbarrier, or a warp that lacks threads which returned, or another barrier.
+// Nobody can go on. To blame is a wait for an mbarrier, or a warp that lacks threads which returned, or another
+// barrier.
 inline void note_deadlock() {
   for (Cta& cta : machine->ctas)
     for (auto& entry : cta.mbarriers)
       if (!entry.second.waiting.empty())
-        return note_failure(machine->fibers[entry.second.waiting[0]], Kind::DEADLOCK, entry.first, owed(entry.second) + "; " + stuck_threads());
+        return note_failure(machine->fibers[entry.second.waiting[0]], Kind::DEADLOCK, entry.first,
+                            owed(entry.second) + "; " + stuck_threads());
   for (auto* groups : {&machine->warps, &machine->warpgroups})
     for (Group& group : *groups)
       for (Collective* c : group.pending)
         for (int lane = 0; lane < group.size; ++lane)
           if (c->mask[lane] && !c->arrived[lane] && member(group, lane).state == Fiber::DONE) {
             for (lane = 0; !c->arrived[lane];) ++lane;
-            return note_failure(member(group, lane), Kind::DIVERGENCE, 0, "some threads of its warp returned; " + stuck_threads());
+            return note_failure(member(group, lane), Kind::DIVERGENCE, 0,
+                                "some threads of its warp returned; " + stuck_threads());
           }
   for (const Fiber& f : machine->fibers)
     if (f.state == Fiber::BLOCKED) return note_failure(f, Kind::DEADLOCK, 0, stuck_threads());

@@ -2,7 +2,7 @@
 
 struct Cell {
   static constexpr int READERS = 4;  // more than that and one is forgotten, which one depends on the seed
-  enum Flag : uint8_t { INITIALISED = 1, IN_FLIGHT = 2, ASYNC = 4, ATOMIC = 8, MBARRIER = 16 };
+  enum Flag : uint8_t { INITIALISED = 1, IN_FLIGHT = 2, ASYNC = 4, ATOMIC = 8, MBARRIER = 16, READ_BEFORE = 32 };
   uint32_t write_epoch;
   uint16_t write_slot;
   uint8_t flags, readers;
@@ -15,8 +15,8 @@ struct Space {
   std::string name;
   char* base;
   size_t bytes;
-  int cta;                // that owns it; -1: global memory
-  uint32_t first_address; // what the kernel calls its first byte, in the 32-bit window
+  int cta;                 // that owns it; -1: global memory
+  uint32_t first_address;  // what the kernel calls its first byte, in the 32-bit window
   Cell* cells;
   bool holds(const void* p) const { return p >= base && p < base + bytes; }
   bool shared() const { return cta >= 0; }

@@ -15,7 +15,8 @@ uint32_t emulated_shared_address(const void* p, int line) {
   const Fiber& f = enter("shared_address", line);
   const Space& shared = cta_of(f).dynamic;
   // One past the end is an address too, as long as nothing is read there.
-  if (p < shared.base || p > shared.base + shared.bytes) fail(f, Kind::OPERAND, uint64_t(p), "it is not in dynamic shared memory");
+  if (p < shared.base || p > shared.base + shared.bytes)
+    fail(f, Kind::OPERAND, uint64_t(p), "it is not in dynamic shared memory");
   return FIRST_SHARED_ADDRESS + (static_cast<const char*>(p) - shared.base);
 }
 
@@ -24,7 +25,8 @@ uint32_t emulated_cluster_rank() { return self().cta; }
 // setmaxnreg: the registers of all warps must fit the 65,536 of a multiprocessor.
 void emulated_set_registers(int count, const char* name, int line) {
   Fiber& f = enter(name, line);
-  if (count < 24 || count > 256 || count % 8) fail(f, Kind::OPERAND, 0, text("%d registers: 24 to 256, a multiple of 8", count));
+  if (count < 24 || count > 256 || count % 8)
+    fail(f, Kind::OPERAND, 0, text("%d registers: 24 to 256, a multiple of 8", count));
   warpgroup_of();
   warp_collective(count, nullptr, [](Collective&) {});
   f.registers = count;

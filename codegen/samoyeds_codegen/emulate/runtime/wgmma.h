@@ -5,8 +5,11 @@ struct Descriptor {
   uint32_t start, leading, stride, base_offset;
   int swizzle;  // address bits from 7 on that are folded into those from 4 on
   explicit Descriptor(uint64_t bits)
-      : start((bits & 0x3fff) << 4), leading((bits >> 16 & 0x3fff) << 4), stride((bits >> 32 & 0x3fff) << 4),
-        base_offset(bits >> 49 & 7), swizzle((4 - int(bits >> 62)) % 4) {}
+      : start((bits & 0x3fff) << 4),
+        leading((bits >> 16 & 0x3fff) << 4),
+        stride((bits >> 32 & 0x3fff) << 4),
+        base_offset(bits >> 49 & 7),
+        swizzle((4 - int(bits >> 62)) % 4) {}
   uint32_t address(int row, int piece) const {
     if (!swizzle) return start + row / 8 * stride + piece * leading + row % 8 * 16;
     const uint32_t linear = start + row / 8 * stride + row % 8 * (16 << swizzle) + piece * 16;
@@ -48,16 +51,22 @@ inline Clock known_to_all_warps(const Group& group) {
   for (int warp = 0; warp < 4; ++warp) {
     Clock known = member(group, 32 * warp).clock;
     for (int lane = 1; lane < 32; ++lane) known.join(member(group, 32 * warp + lane).clock);
-    if (warp) all.meet(known); else all = known;
+    if (warp)
+      all.meet(known);
+    else
+      all = known;
   }
   return all;
 }
 
-inline void check_operand(const Group& group, const Descriptor& x, int rows, int pieces, const Agent& agent, const char* name) {
+inline void check_operand(const Group& group, const Descriptor& x, int rows, int pieces, const Agent& agent,
+                          const char* name) {
   const Fiber& f = self();
   const uint32_t row_of_atom = x.swizzle ? x.start >> 7 & ((1u << x.swizzle) - 1) : 0;
   if (row_of_atom != x.base_offset)
-    fail(f, Kind::OPERAND, x.start, text("descriptor %s: the start address is in row %u of its swizzle atom, its base offset says %u", name, row_of_atom, x.base_offset));
+    fail(f, Kind::OPERAND, x.start,
+         text("descriptor %s: the start address is in row %u of its swizzle atom, its base offset says %u", name,
+              row_of_atom, x.base_offset));
   for (int row = 0; row < rows; ++row)
     for (int piece = 0; piece < pieces; ++piece)
       check_read(f, shared_place(f, cta_of(f), x.address(row, piece), 16), 16, agent);
@@ -81,15 +90,19 @@ inline void check_uniform(const Group& group, const Collective& c) {
   for (int i = 1; i < 128; ++i) {
     const auto& mine = *static_cast<WgmmaOperands*>(c.operands[i]);
     if (mine.a != first.a || mine.b != first.b)
-      fail(member(group, i), Kind::OPERAND, 0, "its descriptors differ from those of the first thread of its warpgroup");
+      fail(member(group, i), Kind::OPERAND, 0,
+           "its descriptors differ from those of the first thread of its warpgroup");
   }
 }
 
 inline void start_product(Group& group, Collective& c, int type, int columns, int selector) {
   check_uniform(group, c);
   const auto& first = *static_cast<WgmmaOperands*>(c.operands[0]);
-  static_assert(sizeof(WgmmaOperands) <= 64);
-  auto* m = new Matmul{type, columns, selector, -1, uint32_t(group.committed + 1), Descriptor(first.a), Descriptor(first.b), {}, {}};
+  for (const Matmul* other : group.products)
+    if (other->d[0] == first.d && other->columns != columns)
+      fail(self(), Kind::FENCE, 0, "a product of another shape is under way in the same accumulators");
+  auto* m = new Matmul{
+      type, columns, selector, -1, uint32_t(group.committed + 1), Descriptor(first.a), Descriptor(first.b), {}, {}};
   const Clock known = known_to_all_warps(group);
   const Agent agent{group.slot, m->epoch, known, true};
   check_operand(group, m->a, 64, 2, agent, "a");
@@ -106,7 +119,8 @@ inline void start_product(Group& group, Collective& c, int type, int columns, in
   group.products.push_back(m);
 }
 
-extern "C" void emulated_wgmma_sp(float* d, uint64_t a, uint64_t b, uint32_t metadata, int type, int columns, int selector, int line) {
+extern "C" void emulated_wgmma_sp(float* d, uint64_t a, uint64_t b, uint32_t metadata, int type, int columns,
+                                  int selector, int line) {
   enter("wgmma_sp", line);
   Group& group = warpgroup_of();
   WgmmaOperands mine{d, a, b, metadata};
@@ -146,8 +160,7 @@ inline void finish_product(Group& group) {
   for (int warp = 0; warp < 4; ++warp) multiply_warp(group, *m, warp, b);
   for (const Matmul* other : group.products)
     if (other->d[0] == m->d[0]) return;
-  for (int i = 0; i < 128; ++i)
-    std::fill_n(member(group, i).touched_at(m->d[i]), m->columns / 2, 0u);
+  for (int i = 0; i < 128; ++i) std::fill_n(member(group, i).touched_at(m->d[i]), m->columns / 2, 0u);
 }
 
 extern "C" void emulated_wgmma_fence(int line) {
