@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from benchmarks.emulated import error_of
+from samoyeds_codegen.build import DIRECTORY_VARIABLE
 from samoyeds_codegen.cuda.emit import emit
 from samoyeds_codegen.cuda.nvrtc import compile_cubin, version
 from samoyeds_codegen.cuda.pattern import Pattern
@@ -73,6 +79,13 @@ def _wgmma(target: str) -> list[KernelSpec]:
         ProjectionSpec("down", target, P12_64, BF, 128, 128, 4),
         ProjectionSpec("down", target, P11, FP, 128, 64, 4, "x", False, True),
     ]
+
+
+@contextmanager
+def fresh_cache() -> Iterator[None]:
+    """An empty cache of kernels, so that seconds are those of compiling."""
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, {DIRECTORY_VARIABLE: folder}):
+        yield
 
 
 def measure(spec: KernelSpec) -> Row:
@@ -147,7 +160,8 @@ def write_page(rows: list[Row], errors: dict[str, str]) -> None:
 
 def main(json_file: Path | None, page: bool) -> None:
     """Print the table; write it as JSON if a file is named, and into the page if asked for."""
-    rows = [measure(spec) for spec in track(specs(), "compiling")]
+    with fresh_cache():
+        rows = [measure(spec) for spec in track(specs(), "compiling")]
     errors = emulator_errors()
     Console(width=WIDTH).print(table(rows, errors))
     if json_file is not None:
