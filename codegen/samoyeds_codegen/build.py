@@ -15,6 +15,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,9 +46,9 @@ def load(source: Source) -> ctypes.CDLL:
         CacheError: there is no folder for the result.
     """
     compiler = find_compiler()
-    entry = cache_directory() / f"{source.name}-{_key(source, compiler)}"
-    if not _is_sound(entry):
-        _make(source, compiler, entry)
+    entry = cached(
+        f"{source.name}-{_key(source, compiler)}", "kernel.so", lambda folder: _compile_into(folder, source, compiler)
+    )
     try:
         return ctypes.CDLL(str(entry / "kernel.so"))
     except OSError as error:
@@ -170,10 +171,30 @@ def _key(source: Source, compiler: Compiler) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def _is_sound(entry: Path) -> bool:
-    """Whether an entry is there and its library is the one that was compiled."""
+def cached(name: str, result: str, fill: Callable[[Path], None]) -> Path:
+    """An entry of the cache, made unless it is there and sound.
+
+    Args:
+        name: of the entry; it holds the hash of everything that the result depends on.
+        result: the file that is verified.
+        fill: puts the result, and what else is worth keeping, into an empty folder.
+
+    Returns:
+        The folder of the entry.
+
+    Raises:
+        CacheError: there is no folder for it.
+    """
+    entry = cache_directory() / name
+    if not _is_sound(entry, result):
+        _make(entry, result, fill)
+    return entry
+
+
+def _is_sound(entry: Path, result: str = "kernel.so") -> bool:
+    """Whether an entry is there and its result is the one that was made."""
     try:
-        return _hash(entry / "kernel.so") == (entry / "kernel.sha256").read_text()
+        return _hash(entry / result) == (entry / "kernel.sha256").read_text()
     except OSError:
         return False
 
@@ -182,22 +203,26 @@ def _hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _make(source: Source, compiler: Compiler, entry: Path) -> None:
-    """Compile into a folder of its own, and rename it to ``entry``; another process may do the same and be first."""
+def _make(entry: Path, result: str, fill: Callable[[Path], None]) -> None:
+    """Fill a folder of its own, and rename it to ``entry``; another process may do the same and be first."""
     with tempfile.TemporaryDirectory(dir=entry.parent, prefix="making-", ignore_cleanup_errors=True) as scratch:
         made = Path(scratch) / "entry"
         made.mkdir(mode=0o700)
-        text, library = made / "kernel.cpp", made / "kernel.so"
-        text.write_text(source.text)
-        _compile([*compiler.words, str(text), *FLAGS, *source.flags, "-o", str(library)])
-        (made / "kernel.sha256").write_text(_hash(library))
-        if entry.exists() and not _is_sound(entry):
+        fill(made)
+        (made / "kernel.sha256").write_text(_hash(made / result))
+        if entry.exists() and not _is_sound(entry, result):
             shutil.rmtree(entry, ignore_errors=True)
         try:
             made.rename(entry)
         except OSError as error:
-            if not _is_sound(entry):
+            if not _is_sound(entry, result):
                 raise CacheError(f"{entry} cannot be written ({error}); set another {DIRECTORY_VARIABLE}") from error
+
+
+def _compile_into(folder: Path, source: Source, compiler: Compiler) -> None:
+    text, library = folder / "kernel.cpp", folder / "kernel.so"
+    text.write_text(source.text)
+    _compile([*compiler.words, str(text), *FLAGS, *source.flags, "-o", str(library)])
 
 
 def _compile(command: list[str]) -> None:

@@ -1,0 +1,209 @@
+"""A whole block of experts as launches: tiles of the routing plan, up, down, and the weighted sum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from samoyeds_codegen import expr
+from samoyeds_codegen.cuda.launch import Launch
+from samoyeds_codegen.cuda.layout import ROWS
+from samoyeds_codegen.cuda.pattern import Pattern
+from samoyeds_codegen.cuda.spec import (
+    MOST_SUMS,
+    SHARED_LIMIT,
+    TILE_TOKENS,
+    CombineSpec,
+    ProjectionSpec,
+    TilesSpec,
+    instruction_of,
+)
+
+WIDTH = 8
+"""Elements of 16 bytes: rows are read so."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One projection of all experts, as kernels take it.
+
+    Attributes:
+        records: `pack.pack`'s, uint8 [E, R'/64, C'/128, record].
+        features: dense rows; with gates, of one of both.
+        columns: dense columns.
+        bias: `pack.pack_bias`'s, or None.
+    """
+
+    records: Tensor
+    features: int
+    columns: int
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The experts of a block: ``down(activation(up(x)))``; with gates, up holds both.
+
+    Attributes:
+        pattern: of all weights.
+        activation: an expression of `samoyeds_codegen.expr`.
+        gated: whether the first projection has gates.
+        up, down: the projections, in the dtype of the rows.
+    """
+
+    pattern: Pattern
+    activation: str
+    gated: bool
+    up: Projection
+    down: Projection
+
+
+@dataclass(frozen=True)
+class Routing:
+    """A routing plan, as ``samoyeds::route`` makes it on the device, and its weights.
+
+    Attributes:
+        order_S: int64, slots sorted by expert: the place of each in [T, K].
+        slot_TK: int64, the inverse.
+        offsets_E: int32, where each expert's slots end.
+        weights_TK: float32 or 16-bit floats.
+    """
+
+    order_S: Tensor
+    slot_TK: Tensor
+    offsets_E: Tensor
+    weights_TK: Tensor
+
+
+@dataclass(frozen=True)
+class Block:
+    """Launches in order, and what they leave."""
+
+    launches: list[Launch]
+    out_TH: Tensor
+
+
+def plan_block(
+    x_TH: Tensor, experts: Experts, routing: Routing, target: str, processors: int, out_dtype: torch.dtype
+) -> Block:
+    """Launches that compute a block. Nothing is launched, and nothing waits for the device: shapes are enough.
+
+    Args:
+        x_TH: tokens in bfloat16 or float16.
+        experts: their weights.
+        routing: which expert has which tokens.
+        target: see `ProjectionSpec`.
+        processors: multiprocessors of the device; so many blocks of persistent kernels run.
+        out_dtype: of the result.
+
+    Returns:
+        The launches and the result, [T, H], which is theirs to fill.
+
+    Raises:
+        UnsupportedSpecError: there is no kernel for these.
+    """
+    tokens, top_k = routing.slot_TK.shape
+    out_TH = x_TH.new_empty(tokens, experts.down.features, dtype=out_dtype)
+    if not out_TH.numel() or not top_k:
+        return Block([], out_TH.zero_())
+    slots, count = tokens * top_k, routing.offsets_E.shape[0]
+    up = choose("up", target, experts, x_TH.dtype, slots / count)
+    down = choose("down", target, experts, x_TH.dtype, slots / count)
+    tiles = Tiles(up.tokens, *_tile_list(slots, count, up.tokens, x_TH.device))
+    first, h_SI = project(up, experts.up, _readable(x_TH), tiles, routing, processors)
+    second, y_SH = project(down, experts.down, h_SI, tiles, routing, processors)
+    return Block([_list_tiles(target, tiles, routing), first, second, _combine(target, y_SH, routing, out_TH)], out_TH)
+
+
+def choose(op: str, target: str, experts: Experts, dtype: torch.dtype, tokens_per_expert: float) -> ProjectionSpec:
+    """The kernel of a projection: a tile for an expert's tokens, if its sums fit, and up to 4 stages, if they fit.
+
+    Raises:
+        UnsupportedSpecError: there is none.
+    """
+    up, instruction = op == "up", instruction_of(target)
+    most = MOST_SUMS[instruction] * 2 // experts.pattern.sets
+    fitting = [t for t in TILE_TOKENS[instruction] if t <= most]
+    least = ProjectionSpec(
+        op, target, experts.pattern, str(dtype).removeprefix("torch."), 128 if instruction == "wgmma" else 64,
+        next((t for t in fitting if t >= tokens_per_expert), fitting[-1]), 2,
+        experts.activation if up else expr.IDENTITY, up and experts.gated,
+        (experts.up if up else experts.down).bias is not None,
+    )  # fmt: skip
+    stages = SHARED_LIMIT[target] * 1024 * least.stages // least.shared_bytes
+    return replace(least, stages=min(stages, 4))
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A list of tiles, int32 [most, 4], of at most ``tokens`` slots, and how many there are, int32 [1]."""
+
+    tokens: int
+    tiles: Tensor
+    count: Tensor
+
+
+def _tile_list(slots: int, experts: int, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Room for the most tiles there can be: all full, and one that is not for each expert that has slots."""
+    most = slots // tokens + min(slots, experts)
+    return torch.empty(most, 4, dtype=torch.int32, device=device), torch.empty(1, dtype=torch.int32, device=device)
+
+
+def _list_tiles(target: str, tiles: Tiles, routing: Routing) -> Launch:
+    arguments: dict[str, Tensor | int | None] = {
+        "offsets": routing.offsets_E, "tiles": tiles.tiles, "tile_count": tiles.count,
+        "experts": routing.offsets_E.shape[0], "unused": 0,
+    }  # fmt: skip
+    return Launch(TilesSpec(target, tiles.tokens), (1, 1), arguments)
+
+
+def project(
+    spec: ProjectionSpec, weights: Projection, x: Tensor, tiles: Tiles, routing: Routing, processors: int
+) -> tuple[Launch, Tensor]:
+    """A projection of the slots of a routing plan.
+
+    Args:
+        spec: the kernel.
+        weights: what it multiplies with.
+        x: rows of tokens or of slots, which start at multiples of 16 bytes.
+        tiles: of at most ``spec.tokens`` slots.
+        routing: the plan.
+        processors: see `plan_block`.
+
+    Returns:
+        The launch, and its result: for each slot a row of all features and of what pads them.
+    """
+    row_tiles, column_blocks = weights.records.shape[1:3]
+    features = row_tiles * ROWS * spec.pattern.dense_rows // (2 if spec.gated else 1)
+    out = x.new_empty(routing.order_S.shape[0], features)
+    arguments: dict[str, Tensor | int | None] = {
+        "x": x, "weights": weights.records, "bias": weights.bias, "order": routing.order_S, "tiles": tiles.tiles,
+        "tile_count": tiles.count, "out": out, "x_stride": x.stride(0), "out_stride": features,
+        "columns": min(x.shape[1], -(-weights.columns // WIDTH) * WIDTH), "column_blocks": column_blocks,
+        "row_tiles": row_tiles, "top_k": routing.slot_TK.shape[1], "features": weights.features, "unused": 0,
+    }  # fmt: skip
+    blocks = processors if spec.wgmma else tiles.tiles.shape[0] * row_tiles // spec.row_tiles
+    return Launch(spec, (blocks, 1), arguments), out
+
+
+def _combine(target: str, y_SH: Tensor, routing: Routing, out_TH: Tensor) -> Launch:
+    tokens, columns = out_TH.shape
+    dtypes = (str(t.dtype).removeprefix("torch.") for t in (y_SH, routing.weights_TK, out_TH))
+    spec = CombineSpec(target, *dtypes)
+    arguments: dict[str, Tensor | int | None] = {
+        "rows": y_SH, "weights": routing.weights_TK.contiguous(), "slots": routing.slot_TK,
+        "owned": routing.offsets_E[-1:], "out": out_TH, "row_stride": y_SH.stride(0), "columns": columns,
+        "top_k": routing.slot_TK.shape[1],
+    }  # fmt: skip
+    return Launch(spec, (tokens, -(-columns // (spec.threads * WIDTH))), arguments)
+
+
+def _readable(x_TH: Tensor) -> Tensor:
+    """Rows whose starts are multiples of 16 bytes, zeros behind them: a copy only where they are not so already."""
+    even = x_TH.stride(1) == 1 and x_TH.stride(0) % WIDTH == 0 and x_TH.shape[1] % WIDTH == 0
+    if even and x_TH.data_ptr() % 16 == 0:
+        return x_TH
+    return pad(x_TH, (0, -x_TH.shape[1] % WIDTH)).contiguous()

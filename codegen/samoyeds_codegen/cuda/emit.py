@@ -1,0 +1,86 @@
+"""The text of a kernel: its specification as constants, then the templates that read them."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from samoyeds_codegen.cpp.activation import to_cpp
+from samoyeds_codegen.cuda import layout
+from samoyeds_codegen.cuda.arguments import arguments_of
+from samoyeds_codegen.cuda.spec import CombineSpec, KernelSpec, ProjectionSpec, TilesSpec
+from samoyeds_codegen.cuda.wgmma import wgmma_sp
+
+TEMPLATES = Path(__file__).parent / "templates"
+ENTRY = "samoyeds_kernel"
+"""What every kernel is called in its cubin."""
+_TYPE = {"float32": "float", "bfloat16": "bfloat16", "float16": "float16"}
+
+
+def emit(spec: KernelSpec) -> str:
+    """CUDA of one kernel; the same text for the same specification."""
+    head = f"// Samoyeds {spec}. Generated, do not edit."
+    parts = [template(part) if part.endswith(".cuh") else part for part in _parts(spec)]
+    return "\n\n".join([head, *parts]) + "\n"
+
+
+def _parts(spec: KernelSpec) -> list[str]:
+    """Names of templates, and texts made here."""
+    arguments = arguments_of(spec).to_cuda()
+    if isinstance(spec, TilesSpec):
+        constants = f"constexpr int TOKENS = {spec.tokens};"
+        parts = [constants, "tile.cuh", arguments, "tiles.cuh"]
+    elif isinstance(spec, CombineSpec):
+        parts = [_combine_types(spec), arguments, "combine.cuh"]
+    else:
+        parts = [_constants(spec), "tile.cuh", arguments, *_projection(spec)]
+    instructions = ["ptx.cuh"]
+    if isinstance(spec, ProjectionSpec) and spec.wgmma:
+        instructions.append(wgmma_sp(spec.dtype, spec.tokens))
+    return ["numbers.cuh", *instructions, "namespace samoyeds {", *parts, "}  // namespace samoyeds"]
+
+
+def _projection(spec: ProjectionSpec) -> list[str]:
+    rows = f"rows_{spec.pattern.n}_{spec.pattern.m}{'_direct' if spec.direct else ''}.cuh"
+    write = "write_gated.cuh" if spec.gated else "write_plain.cuh"
+    kernel = "wgmma.cuh" if spec.wgmma else "mma.cuh"
+    epilogue = ["functions.cuh", _activation(spec), "store.cuh", write, "epilogue.cuh"]
+    return ["tokens.cuh", "sums.cuh", rows, *epilogue, kernel]
+
+
+def _constants(spec: ProjectionSpec) -> str:
+    pattern = spec.pattern
+    whole = {
+        "TOKENS": spec.tokens,
+        "ROW_TILES": spec.row_tiles,
+        "STAGES": spec.stages,
+        "COLUMNS": layout.COLUMNS,
+        "VECTOR": pattern.vector,
+        "SETS": pattern.sets,
+        "DENSE_ROWS": pattern.dense_rows,
+        "CHOICE_BITS": pattern.choice_bits,
+        "RECORD_BYTES": spec.record_bytes,
+        "SELECTION_AT": layout.SELECTION_AT,
+    }
+    flags = {"GATHER": spec.op == "up", "BIAS": spec.bias, "SHARED": spec.shared, "DIRECT": spec.direct}
+    lines = [f"constexpr int {name} = {value};" for name, value in whole.items()]
+    lines += [f"constexpr bool {name} = {str(value).lower()};" for name, value in flags.items()]
+    offsets = [offset.to_cuda() for offset in (layout.VALUE, layout.METADATA)]
+    return "\n".join([f"using Element = {_TYPE[spec.dtype]};", *lines, *offsets])
+
+
+def _combine_types(spec: CombineSpec) -> str:
+    types = {"Element": spec.dtype, "Weight": spec.weights, "Result": spec.out}
+    return "\n".join(f"using {name} = {_TYPE[dtype]};" for name, dtype in types.items())
+
+
+def _activation(spec: ProjectionSpec) -> str:
+    parameters = "float gate, float up" if spec.gated else "float x"
+    body = f"DEVICE float activate({parameters}) {{ return {to_cpp(spec.activation)}; }}"
+    return f"// {spec.activation}\n{body}"
+
+
+@functools.cache
+def template(name: str) -> str:
+    """The text of a file in ``templates/``."""
+    return (TEMPLATES / name).read_text().strip()

@@ -1,0 +1,200 @@
+"""What a CUDA kernel computes: pure data, hashable and printable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from samoyeds_codegen import expr
+from samoyeds_codegen.cpp.activation import to_cpp
+from samoyeds_codegen.cuda.layout import COLUMNS, ROWS, record_bytes
+from samoyeds_codegen.cuda.pattern import Pattern, require
+
+DTYPES = ("bfloat16", "float16")
+WGMMA_TARGET = "sm_90a"
+SHARED_LIMIT = {
+    "sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_90a": 227, "sm_100": 227, "sm_120": 99,
+}  # fmt: skip
+"""KiB of shared memory that a block may have (CUDA C++ Programming Guide, "Compute Capabilities")."""
+TILE_TOKENS = {"mma": (8, 16, 32, 64), "wgmma": (16, 32, 64, 128)}
+MOST_SUMS = {"mma": 96, "wgmma": 128}
+"""Registers of a thread for sums; with more than these, kernels spill."""
+
+
+def instruction_of(target: str) -> str:
+    """What multiplies on a target: ``mma`` or ``wgmma``."""
+    return "wgmma" if target == WGMMA_TARGET else "mma"
+
+
+def _check_target(target: str) -> None:
+    require(target in SHARED_LIMIT, f"target {target} is not one of {', '.join(SHARED_LIMIT)}")
+
+
+@dataclass(frozen=True)
+class ProjectionSpec:
+    """One projection of all experts: ``activation(W x + bias)`` for every slot of a routing plan.
+
+    Attributes:
+        op: ``up`` reads the tokens of slots out of x [T, H]; ``down`` reads rows that are in slot order, [S, I].
+        target: what it is compiled for. ``sm_90a`` means ``wgmma.sp``, all others ``mma.sp``.
+        pattern: of the weights.
+        dtype: of weights, rows, biases and results; sums are float32.
+        rows: condensed rows of a thread block: 64 or 128.
+        tokens: tokens of a thread block.
+        stages: buffers that copies fill ahead.
+        activation: an expression of `samoyeds_codegen.expr`.
+        gated: whether gate and up rows are packed together, so the expression reads ``gate`` and ``up``, not ``x``.
+        bias: whether there is one.
+
+    Raises:
+        UnsupportedSpecError: there is no kernel for it; the message says why.
+    """
+
+    op: str
+    target: str
+    pattern: Pattern
+    dtype: str = "bfloat16"
+    rows: int = 64
+    tokens: int = 16
+    stages: int = 4
+    activation: str = expr.IDENTITY
+    gated: bool = False
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.op in ("up", "down"), f"op {self.op} is not up or down")
+        _check_target(self.target)
+        require(self.dtype in DTYPES, f"dtype {self.dtype} is not one of {', '.join(DTYPES)}")
+        require(self.op == "up" or not self.gated, "only up projections have gates")
+        offered = set(expr.GATED_NAMES) if self.gated else {expr.PLAIN_NAME}
+        require(expr.names(self.activation) <= offered, f"activation {self.activation!r} reads other names")
+        to_cpp(self.activation)
+        self._check_tile()
+
+    def _check_tile(self) -> None:
+        tiles, most = TILE_TOKENS[self.instruction], MOST_SUMS[self.instruction]
+        require(self.tokens in tiles, f"a tile of {self.tokens} tokens is not one of {tiles}")
+        rows = (128,) if self.wgmma else (64, 128)
+        require(self.rows in rows, f"a tile of {self.rows} rows is not one of {rows}")
+        require(2 <= self.stages <= 8, f"{self.stages} stages are not 2 to 8")
+        require(self.sums <= most, f"{self.sums} sums in each thread spill, {most} do not; take fewer rows or tokens")
+        limit = SHARED_LIMIT[self.target] * 1024
+        require(
+            self.shared_bytes <= limit,
+            f"{self.stages} stages need {self.shared_bytes} bytes of shared memory, {self.target} has {limit}",
+        )
+
+    @property
+    def wgmma(self) -> bool:
+        """Whether it multiplies by warpgroups."""
+        return self.instruction == "wgmma"
+
+    @property
+    def instruction(self) -> str:
+        """``mma`` or ``wgmma``."""
+        return instruction_of(self.target)
+
+    @property
+    def shared(self) -> bool:
+        """Whether the rows of half a slab, which are one lane group's, agree on a sub-row everywhere."""
+        return self.pattern.selects and self.pattern.n == 1 and self.pattern.group % 8 == 0
+
+    @property
+    def direct(self) -> bool:
+        """Whether all rows of an instruction do; gates and ups, which take turns in a slab, choose for themselves."""
+        return self.shared and not self.gated and self.pattern.group % (64 if self.wgmma else 16) == 0
+
+    @property
+    def row_tiles(self) -> int:
+        """Records that a thread block multiplies at a time."""
+        return self.rows // ROWS
+
+    @property
+    def sums(self) -> int:
+        """Float32 sums that a thread holds."""
+        tiles = 1 if self.wgmma else self.row_tiles  # a warpgroup has one of them, a warp a slab of each
+        return tiles * self.pattern.sets * self.tokens // 2
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of weights for 64 condensed rows and 128 columns."""
+        return record_bytes(self.pattern.selects)
+
+    @property
+    def stage_bytes(self) -> int:
+        """Shared memory of one stage; tiles that wgmma reads swizzled start at multiples of 1024."""
+        used = self.tokens * COLUMNS * 2 + self.row_tiles * self.record_bytes
+        return -(-used // 1024) * 1024 if self.wgmma else used
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory: the stages, and for wgmma two barriers for each."""
+        return self.stages * (self.stage_bytes + (16 if self.wgmma else 0))
+
+    @property
+    def threads(self) -> int:
+        """Of a block: 4 warps, or two warpgroups that multiply and one that copies."""
+        return 384 if self.wgmma else 128
+
+    def __str__(self) -> str:
+        """One line for reports."""
+        ending = f" {expr.display_name(self.activation)}" if self.activation != expr.IDENTITY else ""
+        tile = f"{self.rows}x{self.tokens}x{self.stages}"
+        return f"{self.op} {self.dtype} {self.pattern}{ending}{' bias' if self.bias else ''} {tile} {self.target}"
+
+
+@dataclass(frozen=True)
+class TilesSpec:
+    """The list of tiles of a routing plan: at most ``tokens`` slots of one expert each.
+
+    Raises:
+        UnsupportedSpecError: the target is unknown.
+    """
+
+    target: str
+    tokens: int
+
+    def __post_init__(self) -> None:
+        _check_target(self.target)
+
+    shared_bytes = 0
+    threads = 256
+
+    def __str__(self) -> str:
+        """One line for reports."""
+        return f"tiles of {self.tokens} {self.target}"
+
+
+@dataclass(frozen=True)
+class CombineSpec:
+    """The weighted sum of each token's rows, in the order of its experts, and so the same bits every time.
+
+    Attributes:
+        target: what it is compiled for.
+        dtype: of the rows.
+        weights: dtype of the routing weights.
+        out: dtype of the result.
+
+    Raises:
+        UnsupportedSpecError: there is no kernel for it.
+    """
+
+    target: str
+    dtype: str
+    weights: str
+    out: str
+
+    def __post_init__(self) -> None:
+        _check_target(self.target)
+        require(self.dtype in DTYPES, f"dtype {self.dtype} is not one of {', '.join(DTYPES)}")
+        for dtype in (self.weights, self.out):
+            require(dtype in (*DTYPES, "float32"), f"dtype {dtype} is not 16-bit or float32")
+
+    shared_bytes = 0
+    threads = 128
+
+    def __str__(self) -> str:
+        """One line for reports."""
+        return f"combine {self.dtype} by {self.weights} to {self.out} {self.target}"
+
+
+KernelSpec = ProjectionSpec | TilesSpec | CombineSpec

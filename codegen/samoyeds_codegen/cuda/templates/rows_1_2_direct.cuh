@@ -1,0 +1,4 @@
+// Element i of the sums as two dense rows: each has its own.
+DEVICE Dense dense_rows(const float (&sums)[SETS][TOKENS / 2], int i, int lane) {
+  return {{sums[0][i], sums[1][i]}};
+}

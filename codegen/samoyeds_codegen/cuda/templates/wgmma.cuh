@@ -1,0 +1,173 @@
+// Sparse wgmma (sm_90a). Blocks stay and take one piece of work after the other: 128 condensed rows of TOKENS tokens.
+// Two warpgroups multiply, 64 rows each; the third copies: weights by bulk copies, tokens by 128 threads that gather.
+constexpr int CONSUMERS = 2, GROUP_THREADS = 128, THREADS = (CONSUMERS + 1) * GROUP_THREADS;
+constexpr int STAGE_BYTES = (TOKEN_BYTES + CONSUMERS * RECORD_BYTES + 1023) / 1024 * 1024;
+constexpr int LAG = STAGES / 2;  // copies of tokens are waited for this many stages later
+static_assert(ROW_TILES == CONSUMERS, "a record for each warpgroup that multiplies");
+
+// Barriers behind the stages: `full` for 128 copying threads and the bulk copies, `empty` for each warp that reads.
+struct Ring {
+  uint32_t shared;
+
+  DEVICE uint32_t stage(uint32_t turn) const { return turn % STAGES * STAGE_BYTES; }
+  DEVICE uint32_t full(uint32_t turn) const { return shared + STAGES * STAGE_BYTES + turn % STAGES * 16; }
+  DEVICE uint32_t empty(uint32_t turn) const { return full(turn) + 8; }
+  DEVICE uint32_t parity(uint32_t turn) const { return turn / STAGES & 1; }
+
+  DEVICE void init() const {
+    for (int i = 0; i < STAGES; ++i) {
+      ptx::mbarrier_init(full(i), GROUP_THREADS + 1);
+      ptx::mbarrier_init(empty(i), CONSUMERS * 4);
+    }
+    ptx::fence_barrier_init();
+  }
+};
+
+// The pieces of work of this block: all rows of a tile of tokens before the next tile.
+struct Work {
+  int row_groups, count;
+
+  DEVICE explicit Work(const Arguments& a) : row_groups(a.row_tiles / CONSUMERS), count(*a.tile_count * row_groups) {}
+  DEVICE Tile tile(const Arguments& a, int piece) const { return a.tiles[piece / row_groups]; }
+  DEVICE int row_tile(int piece) const { return piece % row_groups * CONSUMERS; }
+};
+
+// What a copying thread's cp.async wrote for a stage is there: tell those who multiply.
+DEVICE void hand_over(const Ring& ring, uint32_t turn) {
+  ptx::fence_proxy_async();
+  ptx::mbarrier_arrive(ring.full(turn));
+}
+
+DEVICE void produce(const Arguments& a, const Ring& ring, int thread) {
+  const Work work(a);
+  uint32_t turn = 0;
+  for (int piece = blockIdx.x; piece < work.count; piece += gridDim.x) {
+    const Tile tile = work.tile(a, piece);
+    const TokenRows tokens(a, tile, thread);
+    const int64_t record = (int64_t(tile.expert) * a.row_tiles + work.row_tile(piece)) * a.column_blocks;
+    const uint8_t* records = a.weights + record * RECORD_BYTES;
+    for (int block = 0; block < a.column_blocks; ++block, ++turn) {
+      const uint32_t stage = ring.shared + ring.stage(turn);
+      ptx::mbarrier_wait(ring.empty(turn), ring.parity(turn) ^ 1);
+      if (thread == 0) {
+        ptx::mbarrier_expect(ring.full(turn), CONSUMERS * RECORD_BYTES);
+        for (int r = 0; r < CONSUMERS; ++r) {
+          const uint8_t* from = records + (int64_t(r) * a.column_blocks + block) * RECORD_BYTES;
+          ptx::bulk_copy(stage + TOKEN_BYTES + r * RECORD_BYTES, from, RECORD_BYTES, ring.full(turn));
+        }
+      }
+      tokens.copy(stage, block);
+      ptx::cp_async_commit();
+      if (turn >= LAG) {
+        ptx::cp_async_wait<LAG>();
+        hand_over(ring, turn - LAG);
+      }
+    }
+  }
+  ptx::cp_async_wait<0>();
+  for (uint32_t last = turn < LAG ? 0 : turn - LAG; last < turn; ++last) hand_over(ring, last);
+}
+
+// Descriptors (PTX ISA, "Matrix descriptor"): start, leading and stride byte offsets in units of 16 bytes, swizzle.
+DEVICE uint64_t weights_descriptor(uint32_t address) {
+  return uint64_t(address >> 4 & 0x3fff) | uint64_t(128 >> 4) << 16 | uint64_t(256 >> 4) << 32;
+}
+DEVICE uint64_t tokens_descriptor(uint32_t address) {
+  return uint64_t(address >> 4 & 0x3fff) | uint64_t(1) << 16 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
+}
+
+struct Multiplier {
+  float sums[SETS][TOKENS / 2];
+  Choice before;
+  int lane, warp;
+
+  DEVICE explicit Multiplier(int thread) : lane(thread % 32), warp(thread / 32) {}
+
+  DEVICE void start() {
+#pragma unroll
+    for (int i = 0; i < SETS * TOKENS / 2; ++i) sums[i / (TOKENS / 2)][i % (TOKENS / 2)] = 0.0f;
+    before = Choice();
+  }
+
+  DEVICE void choose(const Choice& now) {
+    telescope(sums, before, now);
+    before = now;
+  }
+
+  // The steps of one vector, as many as agree on their sub-rows.
+  template <int FIRST, int LAST>
+  DEVICE void steps(const unsigned char* record, uint64_t weights, uint64_t tokens, const uint2& metadata) {
+    if constexpr (SETS > 1)
+      choose(choice_at(record + SELECTION_AT, warp * 16 + lane / 4, FIRST * 32 / VECTOR));
+    if (DIRECT && before.upper)
+      multiply<FIRST, LAST>(sums[SETS - 1], weights, tokens, metadata);
+    else
+      multiply<FIRST, LAST>(sums[0], weights, tokens, metadata);
+  }
+
+  template <int FIRST, int LAST>
+  DEVICE void multiply(float (&set)[TOKENS / 2], uint64_t weights, uint64_t tokens, const uint2& metadata) {
+    ptx::wgmma_fence();
+    each_step<FIRST, LAST>(set, weights, tokens, metadata);
+    ptx::wgmma_commit();
+    ptx::wgmma_wait<0>();
+  }
+
+  template <int STEP, int LAST>
+  DEVICE void each_step(float (&set)[TOKENS / 2], uint64_t weights, uint64_t tokens, const uint2& metadata) {
+    if constexpr (STEP < LAST) {
+      ptx::wgmma_sp<Element, TOKENS, STEP % 2>(set, weights + (value_offset(0, 0, STEP) >> 4),
+                                               tokens + ((STEP / 2 * TOKEN_HALF + STEP % 2 * 64) >> 4),
+                                               STEP < 2 ? metadata.x : metadata.y);
+      each_step<STEP + 1, LAST>(set, weights, tokens, metadata);
+    }
+  }
+
+  DEVICE void block(const unsigned char* stage, const unsigned char* record) {
+    const uint2 metadata = *reinterpret_cast<const uint2*>(record + metadata_offset(warp, lane));
+    const uint64_t weights = weights_descriptor(ptx::shared_address(record));
+    const uint64_t tokens = tokens_descriptor(ptx::shared_address(stage));
+    constexpr int TOGETHER = SETS > 1 ? VECTOR / 32 : 4;
+    steps<0, TOGETHER>(record, weights, tokens, metadata);
+    if constexpr (TOGETHER < 4) steps<TOGETHER, 2 * TOGETHER>(record, weights, tokens, metadata);
+    if constexpr (TOGETHER < 2) {
+      steps<2, 3>(record, weights, tokens, metadata);
+      steps<3, 4>(record, weights, tokens, metadata);
+    }
+  }
+};
+
+DEVICE void consume(const Arguments& a, const Ring& ring, const unsigned char* shared, int group, int thread) {
+  const Work work(a);
+  Multiplier multiplier(thread);
+  uint32_t turn = 0;
+  for (int piece = blockIdx.x; piece < work.count; piece += gridDim.x) {
+    multiplier.start();
+    for (int block = 0; block < a.column_blocks; ++block, ++turn) {
+      const unsigned char* stage = shared + ring.stage(turn);
+      ptx::mbarrier_wait(ring.full(turn), ring.parity(turn));
+      multiplier.block(stage, stage + TOKEN_BYTES + group * RECORD_BYTES);
+      __syncwarp();  // all lanes have read the stage
+      if (multiplier.lane == 0) ptx::mbarrier_arrive(ring.empty(turn));
+    }
+    if constexpr (SETS > 1) multiplier.choose(Choice());
+    const int slab = (work.row_tile(piece) + group) * 4 + multiplier.warp;
+    finish(a, work.tile(a, piece), slab, multiplier.sums, multiplier.lane);
+  }
+}
+
+// Grid: as many blocks as run at a time.
+extern "C" __global__ void __launch_bounds__(THREADS, 1) samoyeds_kernel(const __grid_constant__ Arguments a) {
+  SAMOYEDS_SHARED(shared);
+  const Ring ring{ptx::shared_address(shared)};
+  const int group = threadIdx.x / GROUP_THREADS, thread = threadIdx.x % GROUP_THREADS;
+  if (threadIdx.x == 0) ring.init();
+  __syncthreads();
+  if (group == CONSUMERS) {
+    ptx::registers_down<56>();
+    produce(a, ring, thread);
+  } else {
+    ptx::registers_up<216>();
+    consume(a, ring, shared, group, thread);
+  }
+}

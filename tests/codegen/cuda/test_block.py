@@ -1,0 +1,155 @@
+"""Whole blocks, executed by the emulator, against float64: nothing out of bounds, unordered or unfenced on the way."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from samoyeds_codegen.cuda.block import Routing, choose, plan_block
+from samoyeds_codegen.cuda.pattern import Pattern
+from samoyeds_codegen.cuda.spec import ProjectionSpec
+from samoyeds_codegen.errors import UnsupportedSpecError
+from tests.codegen.cuda import emulated
+from tests.codegen.cuda.blocks import Case, reference, routing
+from tests.codegen.cuda.weights import PATTERNS
+
+TARGETS = ["sm_80", "sm_90a"]
+TOLERANCE = {torch.bfloat16: 2e-3, torch.float16: 3e-4}
+"""Relative to the norm: h and y are rounded to 16 bits, where another order of sums may tip a few of them."""
+
+
+def tokens(count: int, case: Case, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, case.hidden, generator=generator).to(case.dtype)
+
+
+def some_ids(count: int, top_k: int, experts: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, experts, (count, top_k), generator=torch.Generator().manual_seed(seed))
+
+
+def check(case: Case, target: str, x, ids, out_dtype=torch.float32, weights_dtype=torch.float32, seed=0) -> None:
+    plan = routing(ids, case.experts, dtype=weights_dtype)
+    block = plan_block(x, case.packed(), plan, target, 2, out_dtype)
+    for launch in block.launches:
+        emulated.run(launch, seed)
+    expected = reference(case, x, ids, plan.weights_TK)
+    error = float((block.out_TH.double() - expected).norm()) / (float(expected.norm()) or 1.0)
+    limit = TOLERANCE[case.dtype] if out_dtype == torch.float32 else 4e-3
+    assert error <= limit, f"relative error {error}"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_patterns(pattern, target) -> None:
+    case = Case(pattern, bias=True)
+    check(case, target, tokens(7, case), some_ids(7, 2, 3))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("count", [45, 150])
+def test_many_tokens(count, target) -> None:
+    """Tiles of 32 and 64 (128) tokens, full and not, in several column blocks and more than the stages hold."""
+    case = Case(Pattern(1, 2, 64), experts=2, hidden=640, width=64)
+    check(case, target, tokens(count, case), some_ids(count, 1, 2))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_any_schedule(target, seed) -> None:
+    """Threads and copies in other orders; an expert with no token, one with most, and ids that are no experts."""
+    case = Case(Pattern(1, 2, 32), experts=4, hidden=640, width=128)
+    ids = torch.tensor([[2, 2], [2, 0], [-1, 2], [2, 9], [3, 2], [2, 2], [0, 2]])
+    check(case, target, tokens(7, case), ids, seed=seed)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(Pattern(1, 2, 32), "square(relu(x))", gated=False, bias=True, dtype=torch.float16),
+        Case(Pattern(2, 4, 32), "gelu(x)", gated=False, dtype=torch.float16),
+        Case(Pattern(1, 1, 64), "(up + 1) * (gate * sigmoid(gate * 1.702))", bias=True, dtype=torch.float16),
+        Case(Pattern(1, 2, 128), "clamp(gate, None, 1.0) / (1 + exp(0 - up)) + 1", hidden=100, width=50, bias=True),
+        Case(Pattern(2, 4, 128, 4), "up * tanh(gate)", hidden=36, width=20),
+    ],
+    ids=lambda case: case.activation.replace(" ", ""),
+)
+def test_activations_and_ragged_shapes(case, target) -> None:
+    check(case, target, tokens(3, case), some_ids(3, 2, 3), case.dtype, torch.bfloat16)
+
+
+def test_infinite_activation_of_padding() -> None:
+    """The activation of a padding row may be anything; what the next projection reads of it is zero."""
+    case = Case(Pattern(1, 1, 32), "1 / x", gated=False, width=50, hidden=64)
+    check(case, "sm_80", tokens(3, case), some_ids(3, 2, 3))
+
+
+@pytest.mark.parametrize("layout", ["row stride", "transposed", "misaligned"])
+def test_rows_anywhere(layout) -> None:
+    case = Case(Pattern(1, 2, 32))
+    x = tokens(5, case)
+    if layout == "row stride":
+        x = torch.cat([x, x], dim=1)[:, : case.hidden]
+    elif layout == "transposed":
+        x = x.T.contiguous().T
+    else:
+        x = torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+    check(case, "sm_80", x, some_ids(5, 2, 3))
+
+
+def test_nobody_is_routed() -> None:
+    case = Case(Pattern(1, 2, 32))
+    for target in TARGETS:
+        check(case, target, tokens(3, case), torch.full((3, 2), -1))
+
+
+@pytest.mark.parametrize(("count", "top_k"), [(0, 2), (3, 0)])
+def test_nothing_to_launch(count, top_k) -> None:
+    case = Case(Pattern(1, 2, 32))
+    plan = routing(torch.zeros(count, top_k, dtype=torch.int64), 3)
+    block = plan_block(tokens(count, case), case.packed(), plan, "sm_80", 2, torch.float32)
+    assert block.launches == [] and torch.equal(block.out_TH, torch.zeros(count, case.hidden))
+
+
+def test_same_bits_in_any_company() -> None:
+    """A token's result does not depend on the tokens beside it, but for the tile that is chosen for them."""
+    case = Case(Pattern(1, 2, 32))
+    x, ids = tokens(6, case), some_ids(6, 2, 3)
+    outs = []
+    for rows in (slice(0, 6), slice(2, 4)):
+        whole = routing(ids, 3).weights_TK
+        plan = replace(routing(ids[rows], 3), weights_TK=whole[rows].contiguous())
+        block = plan_block(x[rows].contiguous(), case.packed(), plan, "sm_80", 2, torch.float32)
+        for launch in block.launches:
+            emulated.run(launch)
+        outs.append(block.out_TH)
+    assert torch.equal(outs[0][2:4], outs[1])
+
+
+@pytest.mark.parametrize(
+    ("target", "pattern", "tokens_per_expert", "tokens", "stages"),
+    [
+        ("sm_80", (1, 2, 32), 1, 8, 4), ("sm_80", (1, 2, 32), 9, 16, 4), ("sm_80", (1, 2, 32), 1000, 64, 4),
+        ("sm_86", (1, 2, 32), 1000, 64, 3), ("sm_90a", (1, 2, 32), 1, 16, 4), ("sm_90a", (1, 2, 32), 1000, 128, 4),
+        ("sm_90a", (2, 4, 32), 1000, 64, 4), ("sm_120", (2, 4, 32), 1000, 64, 3),
+    ],
+)  # fmt: skip
+def test_choice_of_tiles(target, pattern, tokens_per_expert, tokens, stages) -> None:
+    found = choose("up", target, Case(Pattern(*pattern)).packed(), torch.bfloat16, tokens_per_expert)
+    assert isinstance(found, ProjectionSpec) and (found.tokens, found.stages) == (tokens, stages)
+
+
+def test_refused_dtype() -> None:
+    case = Case(Pattern(1, 2, 32))
+    with pytest.raises(UnsupportedSpecError, match="float32"):
+        plan_block(tokens(2, case).float(), case.packed(), routing(some_ids(2, 1, 3), 3), "sm_80", 2, torch.float32)
+
+
+def test_shapes_are_enough_to_plan() -> None:
+    """No value is read on the way to launches, so CUDA graphs can hold them."""
+    case = Case(Pattern(1, 2, 32))
+    plan = routing(some_ids(5, 2, 3), 3)
+    hidden = Routing(*(t.to("meta") for t in vars(plan).values()))
+    launches = plan_block(tokens(5, case).to("meta"), case.packed(), hidden, "sm_80", 2, torch.float32).launches
+    seen = plan_block(tokens(5, case), case.packed(), plan, "sm_80", 2, torch.float32).launches
+    assert [(a.spec, a.grid) for a in launches] == [(a.spec, a.grid) for a in seen]

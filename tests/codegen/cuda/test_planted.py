@@ -1,0 +1,66 @@
+"""Bugs planted into the text of kernels: the emulator or float64 finds each, so these tests can fail."""
+
+import pytest
+import torch
+
+from samoyeds_codegen import emulate
+from samoyeds_codegen.cuda.block import plan_block
+from samoyeds_codegen.cuda.emit import emit
+from samoyeds_codegen.cuda.pattern import Pattern
+from tests.codegen.cuda import emulated
+from tests.codegen.cuda.blocks import Case, reference, routing
+
+CASE = Case(Pattern(1, 2, 32), hidden=900, width=64)
+MMA, WGMMA = "sm_80", "sm_90a"
+
+
+def run_with(target: str, right: str, wrong: str) -> float:
+    """The relative error of a block whose first projection has ``wrong`` in place of ``right``."""
+    x = torch.randn(5, CASE.hidden, generator=torch.Generator().manual_seed(0)).to(CASE.dtype)
+    ids = torch.tensor([[0, 1], [1, 0], [1, 2], [2, 1], [1, 0]])
+    plan = routing(ids, CASE.experts)
+    block = plan_block(x, CASE.packed(), plan, target, 1, torch.float32)
+    for i, launch in enumerate(block.launches):
+        text = emit(launch.spec)
+        assert i != 1 or text.count(right) == 1
+        emulated.run(launch, text=text.replace(right, wrong) if i == 1 else text)
+    expected = reference(CASE, x, ids, plan.weights_TK)
+    return float((block.out_TH - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize(
+    ("target", "right", "wrong", "error"),
+    [
+        (MMA, "cp_async_wait<STAGES - 2>", "cp_async_wait<STAGES - 1>", emulate.InFlightError),
+        (MMA, "    __syncthreads();  // the copies", "    // the copies", emulate.UninitialisedError),
+        (MMA, "blockIdx.x % row_groups", "blockIdx.x % (row_groups + 1)", emulate.RaceError),
+        (MMA, "column + chunk * 8 < columns", "true", emulate.OutOfBoundsError),
+        (WGMMA, "  ptx::fence_proxy_async();\n  ptx::mbarrier", "  ptx::mbarrier", emulate.MissingFenceError),
+        (WGMMA, "    ptx::wgmma_fence();\n", "", emulate.MissingFenceError),
+        (WGMMA, "    ptx::wgmma_wait<0>();\n", "", emulate.InFlightError),
+        (WGMMA, "ring.parity(turn) ^ 1", "ring.parity(turn)", emulate.DeadlockError),
+        (WGMMA, "      __syncwarp();  // all lanes", "      // all lanes", emulate.RaceError),
+    ],
+)  # fmt: skip
+def test_misuse(target, right, wrong, error) -> None:
+    with pytest.raises(error):
+        run_with(target, right, wrong)
+
+
+@pytest.mark.parametrize(
+    ("target", "right", "wrong"),
+    [
+        (MMA, "multiply<STEP % 2>(", "multiply<0>("),
+        (MMA, "(before.upper == k) - (now.upper == k)", "(before.upper == k)"),
+        (MMA, "STEP < 2 ? metadata[r].x : metadata[r].y", "metadata[r].x"),
+        (WGMMA, "uint64_t(256 >> 4) << 32", "uint64_t(128 >> 4) << 32"),
+        (WGMMA, "slab * 8 + row", "slab * 8 + (row ^ 1)"),
+    ],
+)
+def test_wrong_numbers(target, right, wrong) -> None:
+    assert run_with(target, right, wrong) > 0.05
+
+
+@pytest.mark.parametrize("target", [MMA, WGMMA])
+def test_nothing_planted(target) -> None:
+    assert run_with(target, "namespace samoyeds {", "namespace samoyeds {") < 2e-3

@@ -1,0 +1,193 @@
+"""The kernels of `samoyeds_codegen.cuda`, their text executed by the emulator, against float64."""
+
+import ctypes
+import re
+
+import pytest
+import torch
+from torch import Tensor
+
+from samoyeds_codegen import emulate, expr
+from samoyeds_codegen.cuda.arguments import arguments_of
+from samoyeds_codegen.cuda.block import Experts, Projection, Routing, plan_block
+from samoyeds_codegen.cuda.emit import ENTRY, emit
+from samoyeds_codegen.cuda.launch import Launch
+from samoyeds_codegen.cuda.pack import pack, pack_bias
+from samoyeds_codegen.cuda.spec import Pattern, TilesSpec
+from samoyeds_compile.ops.route import route
+from tests.codegen.cuda.weights import condensed, random_weight
+
+MMA, WGMMA = "sm_80", "sm_90a"
+EXPERTS, HIDDEN, WIDTH, TOKENS, TOP_K = 3, 264, 72, 20, 2
+ERROR = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+"""Of one rounding; what a kernel stores is rounded once."""
+
+
+class Weights:
+    """Random experts: dense in float64, and as kernels take them."""
+
+    def __init__(self, pattern: Pattern, dtype: torch.dtype, activation: str, bias: bool) -> None:
+        self.gated = "gate" in activation
+        shapes = {"up": (WIDTH, HIDDEN), "down": (HIDDEN, WIDTH)} | ({"gate": (WIDTH, HIDDEN)} if self.gated else {})
+        made = {n: random_weight(pattern, EXPERTS, *s, dtype, seed) for seed, (n, s) in enumerate(shapes.items())}
+        self.dense = {name: dense.double() for name, (dense, _) in made.items()}
+        packed = {name: condensed(weight) for name, (_, weight) in made.items()}
+        self.bias = {name: torch.randn(EXPERTS, s[0]).to(dtype) for name, s in shapes.items()} if bias else {}
+        up_bias = pack_bias(pattern, self.bias["up"], self.bias.get("gate")) if bias else None
+        down_bias = pack_bias(pattern, self.bias["down"]) if bias else None
+        up = Projection(pack(pattern, packed["up"], packed.get("gate")), WIDTH, HIDDEN, up_bias)
+        down = Projection(pack(pattern, packed["down"]), HIDDEN, WIDTH, down_bias)
+        self.experts = Experts(pattern, activation, self.gated, up, down)
+
+    def project(self, name: str, expert: int, rows: Tensor) -> Tensor:
+        bias = self.bias[name][expert].double() if self.bias else 0.0
+        return rows.double() @ self.dense[name][expert].T + bias
+
+    def up(self, expert: int, rows: Tensor) -> Tensor:
+        if not self.gated:
+            return expr.evaluate(self.experts.activation, {"x": self.project("up", expert, rows)})
+        inputs = {name: self.project(name, expert, rows) for name in ("gate", "up")}
+        return expr.evaluate(self.experts.activation, inputs)
+
+
+def run(launch: Launch, seed: int = 0, text: str | None = None) -> None:
+    """What a launch writes may not be read before; everything else is checked by the emulator anyway."""
+    writes = ("tiles", "tile_count") if isinstance(launch.spec, TilesSpec) else ("out",)
+    arguments = []
+    for kind, name, _ in arguments_of(launch.spec).fields:
+        value = launch.arguments[name]
+        if isinstance(value, Tensor):
+            arguments.append(emulate.Output(value) if name in writes else value)
+        else:
+            arguments.append(ctypes.c_int64(value) if kind == "int64_t" else value)
+    spec = launch.spec
+    text, entry = text or emit(spec), f"samoyeds::{ENTRY}"
+    emulate.run(text, entry, launch.grid, (spec.threads,), spec.shared_bytes, arguments, seed=seed)
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    """Equal but for one rounding to the dtype, and sums in float32 in another order."""
+    if expected.numel():
+        error = (found.double() - expected).abs()
+        assert (error <= ERROR.get(found.dtype, 0) * expected.abs() + 1e-5 * expected.abs().max()).all(), error.max()
+
+
+def check_block(
+    pattern: Pattern,
+    target: str,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    activation: str = "silu(gate) * up",
+    bias: bool = False,
+    ids: Tensor | None = None,
+    seed: int = 0,
+    processors: int = 2,
+) -> None:
+    """Run tiles, up, down and combine, and compare what each of them leaves, given what the one before it left."""
+    weights = Weights(pattern, dtype, activation, bias)
+    generator = torch.Generator().manual_seed(seed)
+    if ids is None:
+        ids = torch.rand(TOKENS, EXPERTS, generator=generator).topk(TOP_K).indices
+    x = torch.randn(len(ids), HIDDEN, generator=generator).to(dtype)
+    plan = route(ids, EXPERTS)
+    routing = Routing(plan.order_S, plan.slot_TK, plan.offsets_E, torch.rand(ids.shape, generator=generator))
+    block = plan_block(x, weights.experts, routing, target, processors, torch.float32)
+    for launch in block.launches:
+        run(launch, seed)
+    _, up, down, _ = (launch.arguments for launch in block.launches)
+    h, y = up["out"], down["out"]
+    first = 0
+    for expert, last in enumerate(plan.offsets_E.tolist()):
+        rows = x[plan.order_S[first:last] // ids.shape[1]]
+        close(h[first:last, :WIDTH], weights.up(expert, rows))
+        close(y[first:last, :HIDDEN], weights.project("down", expert, h[first:last, :WIDTH]))
+        first = last
+    owned = plan.slot_TK < plan.offsets_E[-1]
+    gathered = torch.where(owned[..., None], y[plan.slot_TK.clamp(max=max(first - 1, 0)), :HIDDEN].double(), 0.0)
+    expected = (gathered * routing.weights_TK[..., None].double()).sum(1)
+    close(block.out_TH, expected)
+
+
+PATTERNS = [Pattern(1, 1, 32), Pattern(1, 2, 128), Pattern(1, 2, 32), Pattern(2, 4, 64)]
+
+
+@pytest.mark.parametrize("target", [MMA, WGMMA])
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_block(pattern: Pattern, target: str) -> None:
+    check_block(pattern, target)
+
+
+@pytest.mark.parametrize("target", [MMA, WGMMA])
+def test_plain_experts_with_biases_in_float16(target: str) -> None:
+    check_block(Pattern(1, 2, 64), target, dtype=torch.float16, activation="relu(x)", bias=True)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("target", [MMA, WGMMA])
+def test_other_schedules(target: str, seed: int) -> None:
+    check_block(Pattern(1, 2, 128), target, seed=seed)
+
+
+ROUTINGS = {
+    "one token": torch.tensor([[2, 0]]),
+    "all on one expert": torch.ones(40, 1, dtype=torch.int64),
+    "experts of other ranks": torch.tensor([[0, EXPERTS], [EXPERTS, EXPERTS], [1, 1]]),
+}
+
+
+@pytest.mark.parametrize("target", [MMA, WGMMA])
+@pytest.mark.parametrize("name", ROUTINGS)
+def test_routing(name: str, target: str) -> None:
+    check_block(Pattern(1, 2, 128), target, ids=ROUTINGS[name], processors=1)
+
+
+def up_launches(target: str) -> list[Launch]:
+    """Tiles and the up projection, with more column blocks in all than there are stages."""
+    weights = Weights(Pattern(1, 2, 128), torch.bfloat16, "silu(gate) * up", False)
+    ids = torch.arange(TOKENS * TOP_K).view(TOKENS, TOP_K) % EXPERTS
+    plan = route(ids, EXPERTS)
+    routing = Routing(plan.order_S, plan.slot_TK, plan.offsets_E, torch.rand(TOKENS, TOP_K))
+    x = torch.randn(TOKENS, HIDDEN).bfloat16()
+    return plan_block(x, weights.experts, routing, target, 1, torch.float32).launches[:2]
+
+
+SYNCHRONISATION = re.compile(
+    r"(ptx::(cp_async_(wait|commit)|mbarrier_(wait|arrive|expect)|fence_|wgmma_(fence|commit|wait))|__sync)"
+    r"[^;]*;"
+)
+
+
+@pytest.mark.parametrize("target", [MMA, WGMMA])
+def test_every_wait_and_fence_and_barrier_counts(target: str) -> None:
+    """Without any single one of them the emulator stops the kernel; with all of them it does not."""
+    tiles, up = up_launches(target)
+    run(tiles)
+    text = emit(up.spec)
+    body = text.index("namespace samoyeds {")  # the wrappers of instructions come before
+    calls = list(SYNCHRONISATION.finditer(text, body))
+    assert len(calls) >= (4 if target == MMA else 14)
+    for call in calls:
+        with pytest.raises(emulate.EmulationError):
+            run(up, text=f"{text[: call.start()]};{text[call.end() :]}")
+            pytest.fail(f"not missed: {call.group()}")
+    run(up)
+
+
+def test_tiles_of_more_experts_than_threads() -> None:
+    spec = TilesSpec(MMA, 16)
+    counts = torch.randint(0, 40, (600,), dtype=torch.int32)
+    ends = counts.cumsum(0, dtype=torch.int32)
+    tiles, count = torch.empty(2000, 4, dtype=torch.int32), torch.empty(1, dtype=torch.int32)
+    arguments = {"offsets": ends, "tiles": tiles, "tile_count": count, "experts": 600, "unused": 0}
+    launch = Launch(spec, (1, 1), arguments)
+    run(launch, seed=1)
+    expected = [
+        [expert, first, min(16, last - first), 0]
+        for expert, (start, last) in enumerate(zip([0, *ends.tolist()], ends.tolist(), strict=False))
+        for first in range(start, last, 16)
+    ]
+    assert tiles[: int(count)].tolist() == expected
+    text = emit(spec)
+    for barrier in re.finditer(r"__syncthreads\(\);", text):
+        with pytest.raises(emulate.EmulationError):
+            run(launch, text=text[: barrier.start()] + text[barrier.end() :])
