@@ -15,7 +15,7 @@ from samoyeds_codegen.triton.spec import KernelSpec, Pattern
 
 TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = ("parameters", "setup", "step", "finish")
-_HEAD = '"""Samoyeds {title}. Generated, do not edit."""\n\nimport triton\nimport triton.language as tl'
+_HEAD = '"""Samoyeds {title}.\n\nGenerated, do not edit.\n"""\n\nimport triton\nimport triton.language as tl'
 
 
 def emit(spec: KernelSpec) -> str:
@@ -154,5 +154,3 @@ def _known() -> dict[str, str]:
         assert isinstance(node, ast.FunctionDef)
         found[node.name] = "\n".join(lines[node.decorator_list[0].lineno - 1 : node.end_lineno])
     return found
-
-

@@ -32,7 +32,7 @@ def show(formula: sympy.Expr) -> str:
     return str(_Printer().doprint(formula))
 
 
-class _Printer(StrPrinter):  # type: ignore[misc]  # sympy has no types
+class _Printer(StrPrinter):
     """Floors of fractions as ``//``."""
 
     def _print_floor(self, formula: sympy.Expr) -> str:

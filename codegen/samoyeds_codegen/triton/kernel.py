@@ -123,4 +123,3 @@ def combine(y_SH: Tensor, slot_TK: Tensor, weights_TK: Tensor, offsets_E: Tensor
         y_SH, y_SH.stride(0), slot_TK, weights_TK, *weights_TK.stride(), offsets_E, out_TH, out_TH.stride(0),
         offsets_E.shape[0], top_k, cols, COLS=COMBINED_COLS, num_warps=4,
     )  # fmt: skip
-

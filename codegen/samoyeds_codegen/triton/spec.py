@@ -122,7 +122,9 @@ class Tile:
 
     def __post_init__(self) -> None:
         for size in (self.rows, self.slots, self.cols):
-            _require(size >= LEAST_TILE and size & (size - 1) == 0, f"a side of {self} is no power of two of 16 or more")
+            _require(
+                size >= LEAST_TILE and size & (size - 1) == 0, f"a side of {self} is no power of two of 16 or more"
+            )
 
     def __str__(self) -> str:
         """``64x16x128 w4 s3``: rows, slots, columns, warps, stages."""
