@@ -11,6 +11,7 @@ import torch
 from samoyeds_codegen.cpp.kernel import experts_kernel
 from samoyeds_codegen.cpp.spec import DenseExpertsSpec, ExpertsSpec
 from samoyeds_codegen.errors import KernelError
+from samoyeds_compile.lower.triton import triton_kernel
 from samoyeds_compile.ops.experts_dense import dense_spec
 from samoyeds_compile.ops.experts_packed import kernel_spec
 from samoyeds_compile.sparsity.tensor import PackedTensor
@@ -24,11 +25,13 @@ class KernelChoice:
         packed: whether its weights are packed.
         kernel: what the report calls the kernel; None if there is none.
         reason: why there is none.
+        triton: whether the kernel is one for CUDA devices.
     """
 
     packed: bool
     kernel: str | None
     reason: str = ""
+    triton: bool = False
 
     @property
     def op(self) -> torch._ops.OpOverload | None:
@@ -36,6 +39,8 @@ class KernelChoice:
         ops = torch.ops.samoyeds
         if self.kernel is None:
             return None
+        if self.triton:
+            return ops.experts_triton.default
         return ops.experts_packed.default if self.packed else ops.experts_dense.default
 
     def __str__(self) -> str:
@@ -45,15 +50,19 @@ class KernelChoice:
 
 
 def choose_kernel(
-    gate: Sequence[torch.Tensor], up: Sequence[torch.Tensor], down: Sequence[torch.Tensor], *options: Any
-) -> KernelChoice:
+    gate: Sequence[torch.Tensor], up: Sequence[torch.Tensor], down: Sequence[torch.Tensor], *options: Any,
+    bias: bool = False,
+) -> KernelChoice:  # fmt: skip
     """Compile the kernel of a block, unless the cache has it, and say how the block is computed.
 
     Args:
         gate, up, down: its weights, or fakes of them.
-        options: what else `kernel_spec` and `dense_spec` take.
+        options: what else `kernel_spec`, `dense_spec` and `triton_spec` take.
+        bias: whether any projection has a bias.
     """
     packed = any(isinstance(weight, PackedTensor) for weight in (*gate, *up, *down))
+    if up[0].device.type == "cuda":
+        return KernelChoice(packed, *triton_kernel(gate, up, down, *options, bias=bias), triton=True)
     spec = (kernel_spec if packed else dense_spec)(gate, up, down, *options)
     if isinstance(spec, str):
         return KernelChoice(packed, None, spec)

@@ -63,7 +63,9 @@ def _emit_stages(graph: fx.Graph, node: fx.Node) -> fx.Node:
 def _choose_kernel(node: fx.Node) -> KernelChoice:
     gate, up, down = map(_examples, node.args[3:6])
     activation, gate_up_layout, weight_layout, weighting, compute_dtype = node.args[9:14]
-    return choose_kernel(gate, up, down, activation, gate_up_layout, weight_layout, weighting, compute_dtype)
+    bias = any(operand is not None for operand in node.args[6:9])
+    options = (activation, gate_up_layout, weight_layout, weighting, compute_dtype)
+    return choose_kernel(gate, up, down, *options, bias=bias)
 
 
 def _prefers_gathered(node: fx.Node, kernel: bool) -> bool:

@@ -10,7 +10,6 @@ from string import Template
 
 from samoyeds_codegen import expr
 from samoyeds_codegen.triton.activation import called, to_triton
-from samoyeds_codegen.triton.index import selection_row, stored_rows
 from samoyeds_codegen.triton.spec import KernelSpec, Pattern
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -32,12 +31,6 @@ def emit_plan() -> str:
     return _file("plan: work list and weighted sum", [template("tiles"), template("combine")])
 
 
-def out_rows(spec: KernelSpec) -> int:
-    """Rows of the result that a program computes; its tile has fewer where rows are condensed."""
-    pattern = spec.experts.pattern
-    return spec.tile.rows if pattern is None else spec.tile.rows // pattern.n * pattern.m
-
-
 @functools.cache
 def template(name: str) -> str:
     """The text of a file in ``templates/``."""
@@ -49,12 +42,14 @@ def _file(title: str, parts: list[str]) -> str:
 
 
 def _project(spec: KernelSpec) -> str:
+    from samoyeds_codegen.triton.index import stored_rows  # sympy takes long to import
+
     pattern, gather = spec.experts.pattern, spec.op == "up"
     sections = _sections(spec)
     row = "tl.load(ORDER + slot, mask=slot_live, other=0) // top_k" if gather else "slot"
     operand = "X [T, cols] are tokens, ORDER [S] is where each slot stands among the ids."
     names = {
-        "out_rows": out_rows(spec),
+        "out_rows": spec.out_rows,
         "slots": spec.tile.slots,
         "operand": operand if gather else "X [S, cols] is in slot order; ORDER and top_k are not read.",
         "gather": f"x_row = {row}",
@@ -93,6 +88,8 @@ def _selected(pattern: Pattern | None, side: str) -> dict[str, str]:
     """One sum for each sub-row of a block: of n condensed rows, those that hold it."""
     if pattern is None or not pattern.selects:
         return {}
+    from samoyeds_codegen.triton.index import selection_row
+
     sums = [f"{side}_{sub_row}" for sub_row in range(pattern.m)]
     zeros = [f"    {name} = tl.zeros((ROWS, SLOTS), tl.float32)" for name in sums]
     adds = [f"        {name} += tl.where({side}_choice == {i}, {side}_p, 0.0)" for i, name in enumerate(sums)]

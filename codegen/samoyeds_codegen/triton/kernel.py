@@ -11,7 +11,7 @@ from torch import Tensor
 
 from samoyeds_codegen.errors import CompilationError
 from samoyeds_codegen.triton.build import load_text
-from samoyeds_codegen.triton.emit import emit, emit_plan, out_rows
+from samoyeds_codegen.triton.emit import emit, emit_plan
 from samoyeds_codegen.triton.operands import Side
 from samoyeds_codegen.triton.spec import KernelSpec
 
@@ -61,7 +61,7 @@ class Projection:
             out_SO: [S, rows], columns contiguous.
         """
         rows, tile = next(iter(sides.values())).rows, self.spec.tile
-        blocks = -(-rows // out_rows(self.spec))
+        blocks = -(-rows // self.spec.out_rows)
         if tiles.shape[0] * blocks == 0:
             return
         weights = {name: value for side, of in sides.items() for name, value in of.arguments(side).items()}

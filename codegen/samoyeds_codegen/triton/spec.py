@@ -160,6 +160,12 @@ class KernelSpec:
             _require(fits, f"{self.tile.cols} columns span several vectors of {pattern.vector}")
 
     @property
+    def out_rows(self) -> int:
+        """Rows of the result that a program computes; its tile has fewer where rows are condensed."""
+        pattern = self.experts.pattern
+        return self.tile.rows if pattern is None else self.tile.rows // pattern.n * pattern.m
+
+    @property
     def sides(self) -> tuple[str, ...]:
         """The weights that it multiplies by."""
         if self.op == "down":

@@ -54,7 +54,7 @@ class Experts:
         if self.spec.pattern is None:
             return DenseSide(weight, bias)
         self.dense[name], packed = prune(weight, self.spec.pattern)
-        return PackedSide(packed.values, packed.metadata, packed.selection, weight.shape[1], 0, bias)
+        return PackedSide(packed.values, packed.metadata, packed.selection, self.spec.pattern, weight.shape[1], 0, bias)
 
     def rows(self, x, ids):
         """In float64: what each (t, k) gives, before the routing weights; zero for those that belong to nobody."""

@@ -64,30 +64,36 @@ def test_any_stride_of_rows():
     check(case, x=wide[::2, :48], ids=torch.randint(4, (7, 2)))
 
 
+def join_rows(gate, up):
+    return torch.cat([gate, up], 1)
+
+
+def interleave(gate, up):
+    return torch.stack([gate, up], 2).flatten(1, 2)
+
+
 @pytest.mark.parametrize("layout", ["concatenated", "interleaved", "transposed", "transposed interleaved"])
 def test_dense_layouts(layout):
     """Gate and up of one parameter, and [E, in, out], are strides."""
     case = Experts(spec_of(), experts=3, hidden=40, width=24, bias=True)
-    gate, up = case.dense["gate"], case.dense["up"]
-    joined = torch.stack([gate, up], 2).flatten(1, 2) if "interleaved" in layout else torch.cat([gate, up], 1)
-    stored = joined.mT.contiguous().mT if "transposed" in layout else joined
-    halves = (stored[:, ::2], stored[:, 1::2]) if "interleaved" in layout else stored.chunk(2, 1)
-    for name, half in zip(("gate", "up"), halves, strict=True):
-        case.sides[name] = DenseSide(half, case.bias[name])
+    join = interleave if "interleaved" in layout else join_rows
+    stored = join(case.dense["gate"], case.dense["up"])
+    stored = stored.mT.contiguous().mT if "transposed" in layout else stored
+    whole = DenseSide(stored, join(case.bias["gate"], case.bias["up"]))
+    for i, name in enumerate(("gate", "up")):
+        case.sides[name] = whole.half(i, "interleaved" in layout)
     check(case)
 
 
 @pytest.mark.parametrize("pattern", [Pattern(1, 1, 32), Pattern(1, 2, 32), Pattern(2, 4, 32), Pattern(1, 2, 32, 16)])
 def test_packed_gate_and_up_of_one_storage(pattern):
     """The up projection begins within the storage, and within a group of blocks that share a choice."""
-    case = Experts(spec_of("float32", pattern), experts=3, hidden=40, width=24)
-    both, packed = prune(torch.cat([case.dense["gate"], case.dense["up"]], 1), pattern)
-    condensed = 24 // pattern.m * pattern.n
-    for name, start, half in (("gate", 0, both[:, :24]), ("up", 24, both[:, 24:])):
-        first = start // pattern.m * pattern.n
-        values, words = (t.narrow(1, first, condensed) for t in (packed.values, packed.metadata))
-        case.dense[name] = half
-        case.sides[name] = PackedSide(values, words, packed.selection, 24, start // pattern.m)
+    case = Experts(spec_of("float32", pattern), experts=3, hidden=40, width=24, bias=True)
+    both, packed = prune(join_rows(case.dense["gate"], case.dense["up"]), pattern)
+    bias = interleave(case.bias["gate"], case.bias["up"])
+    whole = PackedSide(packed.values, packed.metadata, packed.selection, pattern, 48, bias=bias)
+    for i, name in enumerate(("gate", "up")):
+        case.dense[name], case.sides[name] = both.chunk(2, 1)[i], whole.half(i, alternate=True)
     check(case)
 
 
@@ -143,7 +149,7 @@ def test_same_bits_whatever_else_is_there():
     [
         ("one == 0", "one == 1"),
         ("k // VECTOR", "0"),
-        ("top_k\n", "1\n"),
+        ("// top_k\n", "// (top_k + 1)\n"),
         ("col_live = k + col < cols", "col_live = k + col < cols - 1"),
         ("up_choice == 1", "up_choice == 0"),
     ],
