@@ -5,19 +5,23 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from samoyeds_codegen.errors import CompilationError
 from samoyeds_codegen.triton.build import load_text
-from samoyeds_codegen.triton.emit import emit
-from samoyeds_codegen.triton.kernel import interprets
+from samoyeds_codegen.triton.emit import emit, emit_gradients, emit_plan
+from samoyeds_codegen.triton.gradients import OUTER
+from samoyeds_codegen.triton.kernel import COMBINED_COLS, interprets
 from samoyeds_codegen.triton.spec import KernelSpec
 
 CAPABILITIES = (80, 90, 100)
 """Ampere, Hopper, Blackwell; Triton compiles for others as well."""
 SECONDS = 60
+UNALIGNED = ("tiles", "top_k", "experts")
+"""Whole numbers that are no multiples of 16 as a rule."""
 _POINTERS = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
 _STORED = {"VALUES": None, "METADATA": "*i16", "SELECTION": "*u8", "ORDER": "*i64", "TILES": "*i32"}
 
@@ -39,8 +43,19 @@ class Assembled:
     sass: str
 
 
+@dataclass(frozen=True)
+class Constant:
+    """The value of a parameter that Triton specialises on."""
+
+    value: Any
+
+
+Kind = str | Constant
+"""What a parameter is: a type as Triton writes it, or a value."""
+
+
 def assemble(spec: KernelSpec, capability: int, bias: bool = False, contiguous: str = "col") -> Assembled:
-    """Compile a kernel for a compute capability (90 for 9.0), with all sizes and strides multiples of 16.
+    """Compile a projection for a compute capability (90 for 9.0), with all sizes and strides multiples of 16.
 
     Args:
         spec: the kernel.
@@ -51,47 +66,77 @@ def assemble(spec: KernelSpec, capability: int, bias: bool = False, contiguous: 
     Raises:
         CompilationError: there is no Triton, it interprets, or it or its assembler refuses the kernel.
     """
+    _require_compiler()
+    function = load_text(spec.op, emit(spec)).project
+    kinds = {name: _kind(name, spec, bias, contiguous) for name in function.arg_names}
+    return _assemble(function, kinds, spec.tile.warps, spec.tile.stages, capability)
+
+
+def assemble_plan(capability: int) -> dict[str, Assembled]:
+    """Compile the kernels that are the same for all experts: the work list and the weighted sum, of bfloat16 rows."""
+    _require_compiler()
+    plan = load_text("plan", emit_plan())
+    tiles = _kinds(plan.tiles, OFFSETS="*i32", TILES="*i32", EXPERTS=Constant(128), SLOTS=Constant(64))
+    combine = _kinds(plan.combine, Y="*bf16", SLOT="*i64", WEIGHTS="*fp32", OFFSETS="*i32", OUT="*bf16",
+                     COLS=Constant(COMBINED_COLS), weights_k=Constant(1))  # fmt: skip
+    return {
+        "tiles": _assemble(plan.tiles, tiles, 1, 1, capability),
+        "combine": _assemble(plan.combine, combine, 4, 3, capability),
+    }
+
+
+def assemble_gradient(dtype: str, capability: int, mask: bool = False) -> Assembled:
+    """Compile the gradient of a weight."""
+    _require_compiler()
+    tile, rows = OUTER["full" if dtype == "float32" else "half"], _POINTERS[dtype]
+    function = load_text("gradients", emit_gradients()).outer
+    kinds = _kinds(
+        function, GRAD=rows, X=rows, ORDER="*i64", OFFSETS="*i32", MASK="*i1" if mask else Constant(None), OUT=rows,
+        mask_col=Constant(1), out_col=Constant(1), ROWS=Constant(tile.rows), COLS=Constant(tile.cols),
+        SLOTS=Constant(tile.slots), UPCAST=Constant(False),
+    )  # fmt: skip
+    return _assemble(function, kinds, tile.warps, tile.stages, capability)
+
+
+def _require_compiler() -> None:
     if interprets():
         raise CompilationError("Triton interprets its kernels; unset TRITON_INTERPRET to compile them")
+
+
+def _kinds(function: Any, **known: Kind) -> dict[str, Kind]:
+    """A kind for every parameter of a function; those that are not named are whole numbers."""
+    return {name: known.get(name, "i32") for name in function.arg_names}
+
+
+def _assemble(function: Any, kinds: Mapping[str, Kind], warps: int, stages: int, capability: int) -> Assembled:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    function = load_text(spec.op, emit(spec)).project
-    types = {name: _type(name, spec, bias, contiguous) for name in function.arg_names}
-    constants = {name: value for name, value in types.items() if not isinstance(value, str)}
-    signature = {name: "constexpr" if name in constants else kind for name, kind in types.items()}
-    aligned = [i for i, name in enumerate(function.arg_names) if name not in (*constants, "tiles", "top_k")]
+    constants = {name: kind.value for name, kind in kinds.items() if isinstance(kind, Constant)}
+    signature = {name: "constexpr" if isinstance(kind, Constant) else kind for name, kind in kinds.items()}
+    aligned = [i for i, name in enumerate(kinds) if name not in constants and name not in UNALIGNED]
     attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
-    options = {"num_warps": spec.tile.warps, "num_stages": spec.tile.stages}
+    options = {"num_warps": warps, "num_stages": stages}
     try:
-        source = ASTSource(function, signature, {name: _constant(v) for name, v in constants.items()}, attributes)
+        source = ASTSource(function, signature, constants, attributes)
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     except Exception as error:  # Triton's own kinds of errors differ between versions
-        raise CompilationError(f"{spec} for sm_{capability}: {type(error).__name__}: {error}") from error
+        raise CompilationError(f"{function} for sm_{capability}: {type(error).__name__}: {error}") from error
     return _read(compiled.asm["cubin"], compiled.metadata.shared)
 
 
-@dataclass(frozen=True)
-class _Constant:
-    value: Any
-
-
-def _constant(constant: _Constant) -> Any:
-    return constant.value
-
-
-def _type(name: str, spec: KernelSpec, bias: bool, contiguous: str) -> str | _Constant:
+def _kind(name: str, spec: KernelSpec, bias: bool, contiguous: str) -> Kind:
     """The type of a parameter, or the value that Triton would specialise on."""
     value = _POINTERS[spec.experts.dtype]
     if name == "UPCAST":
-        return _Constant(False)
+        return Constant(False)
     if name.endswith("_BIAS") and not bias:
-        return _Constant(None)
+        return Constant(None)
     if name.endswith(f"_{contiguous}") and spec.experts.pattern is None:
-        return _Constant(1)
+        return Constant(1)
     if name.endswith("_bias_row"):
-        return _Constant(1)
+        return Constant(1)
     if name.isupper():
         return _STORED.get(name.rpartition("_")[2]) or value
     return "i32"

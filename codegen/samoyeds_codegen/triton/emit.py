@@ -31,6 +31,11 @@ def emit_plan() -> str:
     return _file("plan: work list and weighted sum", [template("tiles"), template("combine")])
 
 
+def emit_gradients() -> str:
+    """Triton of ``outer``, the gradient of a weight; that of rows is a projection."""
+    return _file("gradients: of the weights of a projection", [template("product"), template("outer")])
+
+
 @functools.cache
 def template(name: str) -> str:
     """The text of a file in ``templates/``."""

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from samoyeds_codegen.triton.assemble import CAPABILITIES, assemble
+from samoyeds_codegen.triton.assemble import CAPABILITIES, assemble, assemble_gradient, assemble_plan
 from samoyeds_codegen.triton.select import kernels
 from samoyeds_codegen.triton.spec import ExpertsSpec, Pattern
 
@@ -51,6 +51,19 @@ def test_down(spec):
 
 def test_transposed_weights():
     check(kernels(experts())[0], 90, contiguous="row")
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("mask", [False, True])
+def test_gradient(mask, capability):
+    found = assemble_gradient("bfloat16", capability, mask)
+    assert found.stack == 0 and found.shared <= SMALLEST_SHARED
+    assert any(name in found.sass for name in PRODUCT[capability])
+
+
+def test_plan():
+    for found in assemble_plan(90).values():
+        assert found.stack == 0 and found.shared <= SMALLEST_SHARED
 
 
 def test_float32_is_exact():

@@ -8,7 +8,7 @@ import pytest
 
 from samoyeds_codegen.errors import UnsupportedSpecError
 from samoyeds_codegen.expr import ExpressionError
-from samoyeds_codegen.triton.emit import TEMPLATES, emit, emit_plan
+from samoyeds_codegen.triton.emit import TEMPLATES, emit, emit_gradients, emit_plan
 from samoyeds_codegen.triton.index import selection_row, stored_rows
 from samoyeds_codegen.triton.select import candidates, choose, kernels
 from samoyeds_codegen.triton.spec import ExpertsSpec, KernelSpec, Pattern, Tile
@@ -44,8 +44,8 @@ def test_readable(op, pattern):
 
 def test_every_template_is_used():
     """By its longest line without a hole."""
-    texts = [emit_plan(), *(emit(KernelSpec(op, ExpertsSpec("float32", p, "gelu(gate) * up", True), TILE))
-                            for op in ("up", "down") for p in PATTERNS)]  # fmt: skip
+    specs = [ExpertsSpec("float32", pattern, "gelu(gate) * up", True) for pattern in PATTERNS]
+    texts = [emit_plan(), emit_gradients(), *(emit(KernelSpec(op, s, TILE)) for op in ("up", "down") for s in specs)]
     for path in TEMPLATES.glob("*.txt"):
         lines = [line for line in path.read_text().splitlines() if "$" not in line and not line.startswith("[")]
         whole = max(lines, key=len, default="")
