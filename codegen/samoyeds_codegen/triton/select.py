@@ -62,6 +62,10 @@ FULL: Mapping[str, tuple[Tiles, ...]] = {
 """Of float32 weights, whose products are no tensor core's."""
 
 
+MOST_STAGES = 6
+"""Of short steps; more of them need registers to tell them apart."""
+
+
 def candidates(spec: ExpertsSpec) -> tuple[Tiles, ...]:
     """The tiles that may compute a block, fewest slots first."""
     pattern = spec.pattern
@@ -83,7 +87,8 @@ def kernels(spec: ExpertsSpec) -> tuple[KernelSpec, ...]:
 
 
 def _cut(tile: Tile, pattern: Pattern | None) -> Tile:
-    """A tile that spans no more than one vector of chosen sub-rows."""
-    if pattern is None or not pattern.selects:
+    """A tile that spans no more than one vector of chosen sub-rows, with as much of the weight under way."""
+    if pattern is None or not pattern.selects or tile.cols <= pattern.vector:
         return tile
-    return replace(tile, cols=min(tile.cols, pattern.vector))
+    stages = min(tile.stages * (tile.cols // pattern.vector), MOST_STAGES)
+    return replace(tile, cols=pattern.vector, stages=stages)
