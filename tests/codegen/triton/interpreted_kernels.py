@@ -140,7 +140,7 @@ def test_same_bits_whatever_else_is_there():
     case = Experts(spec_of("float32", Pattern(1, 2, 32)), experts=3, hidden=64, width=32)
     x, ids, weights = case.randn(9, 64), torch.randint(3, (9, 2)), torch.rand(9, 2)
     together = run(case, x, ids, weights)
-    for t in range(9):
+    for t in (0, 4, 8):
         assert torch.equal(run(case, x[t : t + 1], ids[t : t + 1], weights[t : t + 1])[0], together[t])
 
 
