@@ -33,6 +33,8 @@ class Options:
         validate: check each rewrite of a new structure against the original on small random inputs.
         fuse_routers: replace the routers in front of rewritten blocks by one op each, where they are recognised; None:
             in inference on a CPU, where that op is C++.
+        triton: compute experts on CUDA devices by generated Triton kernels in inference; None: with packed weights only,
+            which would be unpacked in every call otherwise. Dense kernels were not timed yet.
         disable: names of families that must not match, comma separated in the environment.
         capture: let Dynamo trace ``nonzero``, ``x[mask]`` and ``tolist()`` where that makes a block rewritable (see
             `samoyeds_compile.capture`); other code is traced as it is without us. False: Dynamo's own settings decide.
@@ -51,6 +53,7 @@ class Options:
     rewrite: bool = True
     validate: bool = True
     fuse_routers: bool | None = None
+    triton: bool | None = None
     disable: tuple[str, ...] = ()
     capture: bool = True
     dump: Path | None = None
@@ -191,6 +194,7 @@ _PARSERS: Mapping[str, Callable[[str, Any], Any]] = {
     "rewrite": _parse_bool,
     "validate": _parse_bool,
     "fuse_routers": _parse_bool,
+    "triton": _parse_bool,
     "disable": _parse_names,
     "capture": _parse_bool,
     "dump": _parse_path,

@@ -94,6 +94,7 @@ def test_unknown_mode() -> None:
         ("disable", "loops", "grouped, gathered, written, dispatched"),
         ("capture", "sometimes", "True or False"),
         ("fuse_routers", 2, "True or False"),
+        ("triton", "gpu", "True or False"),
         ("grouped_mm", 5, "mylib::gmm"),
         ("grouped_mm", ["mylib::gmm"], "mylib::gmm"),
         ("grouped_mm", "mylib::gmm", "'offsets'"),

@@ -13,6 +13,7 @@ from samoyeds_codegen.cpp.emit import emit
 from samoyeds_codegen.cpp.kernel import experts_kernel
 from samoyeds_codegen.cpp.spec import DenseExpertsSpec, ExpertsSpec
 from samoyeds_codegen.errors import KernelError
+from samoyeds_compile.lower.triton import switched_off, triton_kernel
 from samoyeds_compile.ops.experts_dense import dense_spec
 from samoyeds_compile.ops.experts_packed import kernel_spec
 from samoyeds_compile.ops.operands import num_experts
@@ -28,12 +29,14 @@ class KernelChoice:
         kernel: what the report calls the kernel; None if there is none.
         reason: why there is none.
         texts: what was generated, by names of files.
+        triton: whether the kernel is one for CUDA devices.
     """
 
     packed: bool
     kernel: str | None
     reason: str = ""
     texts: tuple[tuple[str, str], ...] = ()
+    triton: bool = False
 
     @property
     def op(self) -> torch._ops.OpOverload | None:
@@ -41,6 +44,8 @@ class KernelChoice:
         ops = torch.ops.samoyeds
         if self.kernel is None:
             return None
+        if self.triton:
+            return ops.experts_triton.default
         return ops.experts_packed.default if self.packed else ops.experts_dense.default
 
     def __str__(self) -> str:
@@ -60,15 +65,23 @@ def choose_kernel(
     up: Sequence[torch.Tensor],
     down: Sequence[torch.Tensor],
     *options: Any,
+    bias: bool = False,
+    triton: bool | None = None,
 ) -> KernelChoice:
     """Compile the kernel of a block, unless the cache has it, and say how the block is computed.
 
     Args:
         expert_ids_TK: of which only the shape counts; T may be symbolic.
         gate, up, down: its weights, or fakes of them.
-        options: what else `kernel_spec` and `dense_spec` take.
+        options: what else `kernel_spec`, `dense_spec` and `triton_spec` take.
+        bias: whether any projection has a bias.
+        triton: the option of this name.
     """
     packed = any(isinstance(weight, PackedTensor) for weight in (*gate, *up, *down))
+    if up[0].device.type == "cuda":
+        if (off := switched_off(packed, triton)) is not None:
+            return KernelChoice(packed, None, off)
+        return KernelChoice(packed, *triton_kernel(gate, up, down, *options, bias=bias), triton=True)
     spec = (kernel_spec if packed else dense_spec)(gate, up, down, *options)
     if isinstance(spec, str):
         return KernelChoice(packed, None, spec)

@@ -18,15 +18,20 @@ from samoyeds_compile.ops.operands import is_stack, num_experts
 from samoyeds_compile.rewrite import FAMILY, emit_plan
 
 
-def lower_experts(module: fx.GraphModule) -> list[KernelChoice]:
-    """Lower every canonical op of one GraphModule in place; returns how each is computed."""
+def lower_experts(module: fx.GraphModule, triton: bool | None = None) -> list[KernelChoice]:
+    """Lower every canonical op of one GraphModule in place; returns how each is computed.
+
+    Args:
+        module: what to change.
+        triton: the option of this name.
+    """
     canonical = torch.ops.samoyeds.moe_experts.default
     found = module.graph.find_nodes(op="call_function", target=canonical)
-    return [_lower(module.graph, node) for node in found]
+    return [_lower(module.graph, node, triton) for node in found]
 
 
-def _lower(graph: fx.Graph, node: fx.Node) -> KernelChoice:
-    last, choice = node.prev, _choose_kernel(node)
+def _lower(graph: fx.Graph, node: fx.Node, triton: bool | None) -> KernelChoice:
+    last, choice = node.prev, _choose_kernel(node, triton)
     with graph.inserting_before(node):
         if not choice.packed and _prefers_gathered(node, choice.op is not None):
             choice = KernelChoice(False, None, "gathered weights are faster for so few tokens")
@@ -60,10 +65,12 @@ def _emit_stages(graph: fx.Graph, node: fx.Node) -> fx.Node:
         h, *plan, down, down_bias, after, weight_layout, compute_dtype, out_dtype))  # fmt: skip
 
 
-def _choose_kernel(node: fx.Node) -> KernelChoice:
+def _choose_kernel(node: fx.Node, triton: bool | None) -> KernelChoice:
     (expert_ids,), *weights = map(_examples, (node.args[1:2], *node.args[3:6]))
     activation, gate_up_layout, weight_layout, weighting, compute_dtype = node.args[9:14]
-    return choose_kernel(expert_ids, *weights, activation, gate_up_layout, weight_layout, weighting, compute_dtype)
+    bias = any(operand is not None for operand in node.args[6:9])
+    options = (activation, gate_up_layout, weight_layout, weighting, compute_dtype)
+    return choose_kernel(expert_ids, *weights, *options, bias=bias, triton=triton)
 
 
 def _prefers_gathered(node: fx.Node, kernel: bool) -> bool:

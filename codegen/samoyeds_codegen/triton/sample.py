@@ -1,0 +1,129 @@
+"""Small random problems for a kernel to prove itself on, and what they give in float64 by plain torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from samoyeds_codegen import expr
+from samoyeds_codegen.triton.operands import DenseSide, PackedSide, Side
+from samoyeds_codegen.triton.spec import KernelSpec, Pattern
+
+EXPERTS = 3
+PAIRS = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
+"""Where two values of four columns can be."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What Triton makes another kernel for, of the same text.
+
+    Attributes:
+        aligned: whether all sizes are multiples of 16.
+        transposed: whether dense weights are stored [E, in, out].
+        interleaved: whether rows of gate and up alternate in one dense weight.
+        bias: whether there are biases.
+    """
+
+    aligned: bool = True
+    transposed: bool = False
+    interleaved: bool = False
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One projection of few slots, experts and features.
+
+    Attributes:
+        x: rows, as the kernel takes them.
+        order_S, offsets_E, top_k: the plan: the middle expert has no slots, the last slots are nobody's.
+        sides: the weights.
+        expected: float64 [owned slots, rows].
+    """
+
+    x: Tensor
+    order_S: Tensor
+    offsets_E: Tensor
+    top_k: int
+    sides: dict[str, Side]
+    expected: Tensor
+
+
+def problem(spec: KernelSpec, form: Form, device: torch.device) -> Problem:
+    """More rows, slots and columns than a tile has, none a whole number of tiles; the same numbers every time."""
+    generator = torch.Generator().manual_seed(0)
+    odd = 16 if form.aligned else 13
+    slots, cols, rows = spec.tile.slots + 10, 2 * spec.tile.cols + odd, spec.out_rows + odd
+    if not form.aligned and spec.experts.pattern is not None:
+        rows += -rows % spec.experts.pattern.m
+    order_S = torch.randperm(slots, generator=generator)
+    offsets_E = torch.tensor([slots - 7, slots - 7, slots - 3], dtype=torch.int32)
+    top_k = 2 if spec.op == "up" else 1
+    x = torch.randn(slots // top_k, cols, generator=generator).to(device, getattr(torch, spec.experts.dtype))
+    dense, sides = _sides(spec, form, rows, cols, device, generator)
+    slot_rows = x[order_S.to(device) // top_k] if spec.op == "up" else x
+    owned = slot_rows.double()[: slots - 3]
+    expert_S = torch.searchsorted(offsets_E, torch.arange(slots - 3), right=True).to(device)
+    results = {name: _linear(owned, expert_S, weight, sides[name].bias) for name, weight in dense.items()}
+    return Problem(x, order_S.to(device), offsets_E.to(device), top_k, sides, _activated(spec, results))
+
+
+def _linear(x_SI: Tensor, expert_S: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    y = torch.einsum("si,soi->so", x_SI, weight.double()[expert_S])
+    return y if bias is None else y + bias.double()[expert_S]
+
+
+def _activated(spec: KernelSpec, results: dict[str, Tensor]) -> Tensor:
+    if spec.op == "down":
+        return results["down"]
+    names = results if spec.experts.gated else {expr.PLAIN_NAME: results["up"]}
+    found: Tensor = expr.evaluate(spec.experts.activation, names)
+    return found.double()
+
+
+def _sides(
+    spec: KernelSpec, form: Form, rows: int, cols: int, device: torch.device, generator: torch.Generator
+) -> tuple[dict[str, Tensor], dict[str, Side]]:
+    """A dense weight [E, rows, cols] for each side, and the same as operands of the kernel."""
+    dtype, count = getattr(torch, spec.experts.dtype), len(spec.sides)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device, dtype)
+
+    bias = randn(count, EXPERTS, rows) if form.bias else [None] * count
+    if spec.experts.pattern is not None:
+        found = [_packed(spec.experts.pattern, rows, cols, dtype, device, generator) for _ in spec.sides]
+        packed = {name: replace(side, bias=b) for name, (_, side), b in zip(spec.sides, found, bias, strict=True)}
+        return {name: weight for name, (weight, _) in zip(spec.sides, found, strict=True)}, dict(packed)
+    whole = randn(EXPERTS, count * rows, cols) / cols**0.5
+    whole = whole.mT.contiguous().mT if form.transposed else whole
+    parts = [whole[:, i::count] for i in range(count)] if form.interleaved else list(whole.chunk(count, dim=1))
+    dense = dict(zip(spec.sides, parts, strict=True))
+    return dense, {name: DenseSide(w, b) for (name, w), b in zip(dense.items(), bias, strict=True)}
+
+
+def _packed(
+    pattern: Pattern, rows: int, cols: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator
+) -> tuple[Tensor, PackedSide]:
+    """A random weight with the pattern, dense and packed; padding is zero, as packers leave it."""
+    n, m, vector, group = pattern.n, pattern.m, pattern.vector, pattern.group
+    groups, vectors = -(-rows // (m * group)), -(-cols // vector)
+    condensed, width = groups * group * n, vectors * vector
+    dense_cols = torch.arange(width) < cols
+    pair = torch.randint(len(PAIRS), (EXPERTS, condensed, width // 4), generator=generator)
+    position = torch.tensor(PAIRS)[pair]  # [E, R, C / 4, 2]
+    live = dense_cols.view(-1, 4)[torch.arange(width // 4)[:, None], position]
+    values = torch.randn(*position.shape, generator=generator).mul(live).div(cols**0.5).to(dtype)
+    words = ((position[..., 0] | position[..., 1] << 2).unflatten(-1, (-1, 4)) << torch.arange(0, 16, 4)).sum(-1)
+    order = torch.rand(EXPERTS, groups, m, vectors, generator=generator).argsort(2)[:, :, :n].sort(2).values
+    whole = torch.zeros(EXPERTS, condensed, width // 4, 4, dtype=dtype).scatter_(-1, position, values).flatten(2)
+    block = torch.zeros(EXPERTS, groups, group, m, vectors, vector, dtype=dtype)
+    chosen = order[:, :, None, :, :, None].expand(-1, -1, group, -1, -1, vector)
+    block.scatter_(3, chosen, whole.view(EXPERTS, groups, group, n, vectors, vector))
+    dense = block.reshape(EXPERTS, groups * group * m, width)[:, :rows, :cols].to(device)
+    selection = order.flatten(1, 2).to(device, torch.uint8) if pattern.selects else None
+    side = PackedSide(values.flatten(2).to(device), words.to(torch.int16).to(device), selection, pattern, rows)
+    return dense, side

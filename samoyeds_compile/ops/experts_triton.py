@@ -1,0 +1,147 @@
+"""``samoyeds::experts_triton``: the canonical op computed by `triton_experts`, generated kernels for CUDA devices.
+
+The lowering chooses it (see `samoyeds_compile.lower.triton`), for dense and for packed weights alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from samoyeds_codegen.errors import UnsupportedSpecError
+from samoyeds_codegen.expr import ExpressionError
+from samoyeds_codegen.triton.sample import Form
+from samoyeds_codegen.triton.spec import ExpertsSpec, Pattern
+from samoyeds_compile.ops.library import define_composite
+from samoyeds_compile.ops.moe_experts import OPERANDS, check_canonical
+from samoyeds_compile.ops.operands import in_width, is_stack, out_width
+from samoyeds_compile.sparsity.tensor import PackedTensor
+
+
+def experts_triton(
+    x_TH: Tensor,
+    expert_ids_TK: Tensor,
+    expert_weights_TK: Tensor,
+    gate_E: Sequence[Tensor],
+    up_E: Sequence[Tensor],
+    down_E: Sequence[Tensor],
+    gate_bias_E: Tensor | None,
+    up_bias_E: Tensor | None,
+    down_bias_E: Tensor | None,
+    activation: str,
+    gate_up_layout: str,
+    weight_layout: str,
+    weighting: str,
+    compute_dtype: torch.dtype,
+    out_dtype: torch.dtype | None,
+) -> Tensor:
+    """The same function of the same operands as `moe_experts`, and `moe_experts` itself where no kernel fits them.
+
+    Raises:
+        OperandError: an operand does not fit the others.
+    """
+    check_canonical(
+        "experts_triton", x_TH, expert_ids_TK, expert_weights_TK, gate_E, up_E, down_E, activation, gate_up_layout,
+        weight_layout, weighting,
+    )  # fmt: skip
+    biases = (gate_bias_E, up_bias_E, down_bias_E)
+    weights = (gate_E, up_E, down_E)
+    spec = triton_spec(*weights, activation, gate_up_layout, weight_layout, weighting, compute_dtype)
+    if isinstance(spec, str) or _needs_gradients([x_TH, expert_weights_TK, *gate_E, *up_E, *down_E, *biases]):
+        return torch.ops.samoyeds.moe_experts(  # type: ignore[no-any-return]
+            x_TH, expert_ids_TK, expert_weights_TK, *weights, *biases, activation, gate_up_layout, weight_layout,
+            weighting, compute_dtype, out_dtype,
+        )  # fmt: skip
+    width = in_width(down_E, weight_layout == "in_out")
+    return torch.ops.samoyeds.triton_experts(  # type: ignore[no-any-return]
+        x_TH.to(compute_dtype), expert_ids_TK, expert_weights_TK, *map(_stored, weights), *biases, spec.name, width,
+        gate_up_layout, weight_layout, out_dtype or torch.promote_types(compute_dtype, expert_weights_TK.dtype),
+    )  # fmt: skip
+
+
+def triton_spec(
+    gate_E: Sequence[Tensor],
+    up_E: Sequence[Tensor],
+    down_E: Sequence[Tensor],
+    activation: str,
+    gate_up_layout: str,
+    weight_layout: str,
+    weighting: str,
+    compute_dtype: torch.dtype,
+) -> ExpertsSpec | str:
+    """The kernels that compute experts with these operands, or why there are none."""
+    weights = [*gate_E, *up_E, *down_E]
+    if not all(is_stack(ws) for ws in (gate_E, up_E, down_E) if ws):
+        return "every expert has a matrix of its own; Triton kernels read stacks [E, ...]"
+    if any(w.dtype != compute_dtype for w in weights):
+        return f"weights are not {compute_dtype}, in which the block computes"
+    if weighting != "output":
+        return "routing weights multiply what goes into the experts"
+    pattern = _pattern(gate_E, up_E, down_E, gate_up_layout, weight_layout == "in_out")
+    if isinstance(pattern, str):
+        return pattern
+    try:
+        return ExpertsSpec(str(compute_dtype).removeprefix("torch."), pattern, activation, gate_up_layout != "none")
+    except (UnsupportedSpecError, ExpressionError) as error:
+        return str(error)
+
+
+def weight_form(
+    gate_E: Sequence[Tensor],
+    up_E: Sequence[Tensor],
+    down_E: Sequence[Tensor],
+    gate_up_layout: str,
+    weight_layout: str,
+    bias: bool,
+) -> Form:
+    """What else about the operands makes Triton compile another kernel, for `prove`."""
+    in_out, dense = weight_layout == "in_out", not isinstance(up_E[0], PackedTensor)
+    sizes = [*up_E[0].shape[1:], in_width(down_E, in_out), out_width(down_E, in_out)]
+    return Form(
+        aligned=all(size % 16 == 0 for size in sizes),
+        transposed=dense and up_E[0].stride(-2 if in_out else -1) != 1,
+        interleaved=dense and gate_up_layout == "interleaved",
+        bias=bias,
+    )
+
+
+def _pattern(
+    gate_E: Sequence[Tensor], up_E: Sequence[Tensor], down_E: Sequence[Tensor], gate_up_layout: str, in_out: bool
+) -> Pattern | str | None:
+    """The pattern of packed weights, None if all are dense, or why no kernel reads them."""
+    weights = [*gate_E, *up_E, *down_E]
+    packed = [w for w in weights if isinstance(w, PackedTensor)]
+    if not packed:
+        return None
+    config = packed[0].form.config
+    if len(packed) < len(weights) or any(w.form.config != config for w in packed):
+        return "the projections have different patterns, or not all are packed"
+    if config.inner != "2:4":
+        return f"there is no kernel for the pattern {config}"
+    if any(w.form.flipped != in_out for w in packed):
+        return "the sum runs over the rows of the packed matrices"
+    if [w.form.interleaved for w in packed] != [False] * len(gate_E) + [gate_up_layout == "interleaved", False]:
+        return "gate and up rows alternate in packed storage, or do not where they should"
+    if gate_up_layout in ("concatenated", "interleaved") and packed[0].form.rows // 2 % config.m:
+        return f"the first up row lies within a block of {config.m} rows"
+    try:
+        return Pattern(config.n, config.m, config.vector, config.group)
+    except UnsupportedSpecError as error:
+        return str(error)
+
+
+def _stored(weights: Sequence[Tensor]) -> list[Tensor]:
+    """A dense stack, or values, metadata and, if it is stored, selection of a packed one."""
+    if not weights or not isinstance(weights[0], PackedTensor):
+        return list(weights)
+    inner = (weights[0].kept, weights[0].metadata, weights[0].selection)
+    return [tensor for tensor in inner if tensor is not None]
+
+
+def _needs_gradients(tensors: Sequence[Tensor | None]) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+define_composite(f"experts_triton({OPERANDS}) -> Tensor", experts_triton)

@@ -1,0 +1,142 @@
+"""``samoyeds::triton_experts``: the whole block by generated Triton kernels, for inference on a CUDA device.
+
+Plan, first projection with its gather and activation, second projection, weighted sum: five launches and the sort of
+`route`. Nothing waits for the device, so a CUDA graph can hold it. Under Triton's interpreter it runs on CPU tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from samoyeds_codegen.expr import GATED_NAMES
+from samoyeds_codegen.triton.kernel import combine, projection, work_list
+from samoyeds_codegen.triton.operands import DenseSide, PackedSide, Side
+from samoyeds_codegen.triton.prove import on
+from samoyeds_codegen.triton.select import choose
+from samoyeds_codegen.triton.spec import ExpertsSpec, KernelSpec, Pattern
+from samoyeds_compile.ops.library import bad_operand, define_opaque
+from samoyeds_compile.ops.route import route
+from samoyeds_compile.sparsity.config import SparsityConfig
+from samoyeds_compile.sparsity.pack import packed_shapes
+
+OP = "triton_experts"
+BOTH = ("concatenated", "interleaved")
+"""Layouts in which one parameter has gate and up."""
+
+
+def triton_experts(
+    x_TH: Tensor,
+    expert_ids_TK: Tensor,
+    expert_weights_TK: Tensor,
+    gate: Sequence[Tensor],
+    up: Sequence[Tensor],
+    down: Sequence[Tensor],
+    gate_bias_E: Tensor | None,
+    up_bias_E: Tensor | None,
+    down_bias_E: Tensor | None,
+    kernel: str,
+    width: int,
+    gate_up_layout: str,
+    weight_layout: str,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """``moe_experts`` on stacks of weights, whose routing weights multiply what the experts give.
+
+    Args:
+        x_TH: tokens in the dtype of the weights.
+        expert_ids_TK: integers; what is no expert contributes nothing.
+        expert_weights_TK: routing weights.
+        gate, up, down: a dense stack each, or canonical storage of one (see `PackedWeight`): values, metadata and, if
+            n < m, selection. Gate only with layout ``separate``.
+        gate_bias_E, up_bias_E, down_bias_E: [E, rows] or [E, 1], floating.
+        kernel: dtype, pattern and activation, as `ExpertsSpec.name` of Triton writes them.
+        width: I.
+        gate_up_layout: one of `operands.GATE_UP_LAYOUTS`. Packed storage has all gate rows before all up rows also if
+            it is ``interleaved``; the bias alternates then.
+        weight_layout: one of `operands.WEIGHT_LAYOUTS`, of dense weights.
+        out_dtype: of the result.
+
+    Raises:
+        OperandError: an operand does not fit the others.
+        KernelError: there is no Triton, or a kernel cannot be loaded.
+    """
+    spec = ExpertsSpec.named(kernel)
+    _check_rows(x_TH, expert_ids_TK, expert_weights_TK)
+    in_out, hidden, of_both = weight_layout == "in_out", x_TH.shape[1], gate_up_layout in BOTH
+    biases = {"gate": gate_bias_E, "up": up_bias_E, "down": down_bias_E}
+    stored = {"gate": gate, "up": up, "down": down} if gate_up_layout == "separate" else {"up": up, "down": down}
+    rows = {"gate": width, "up": 2 * width if of_both else width, "down": hidden}
+    wholes = {name: _side(spec, tensors, biases[name], rows[name], in_out) for name, tensors in stored.items()}
+    last = wholes["down"]
+    experts = down[0].shape[0]
+    for name, side in wholes.items():
+        _check_side(name, side, (experts, rows[name], width if name == "down" else hidden), spec, x_TH)
+    sides = {name: side for name, side in wholes.items() if name != "down"}
+    if of_both:
+        sides = {name: wholes["up"].half(i, gate_up_layout == "interleaved") for i, name in enumerate(GATED_NAMES)}
+    x = x_TH if x_TH.stride(1) == 1 else x_TH.contiguous()
+    slots, top_k = expert_ids_TK.numel(), expert_ids_TK.shape[1]
+    tiles = choose(spec, slots, experts)
+    plan = route(expert_ids_TK, experts)
+    h_SI, y_SH = x.new_empty(slots, width), x.new_empty(slots, hidden)
+    out_TH = x.new_empty(x.shape, dtype=out_dtype)
+    with on(x.device):
+        work = work_list(plan.offsets_E, slots, tiles.slots)
+        projection(KernelSpec("up", spec, tiles.up))(x, plan.order_S, top_k, work, sides, h_SI)
+        projection(KernelSpec("down", spec, tiles.down))(h_SI, plan.order_S, top_k, work, {"down": last}, y_SH)
+        combine(y_SH, plan.slot_TK, expert_weights_TK, plan.offsets_E, out_TH)
+    return out_TH
+
+
+def _side(spec: ExpertsSpec, stored: Sequence[Tensor], bias: Tensor | None, rows: int, in_out: bool) -> Side:
+    if bias is not None:
+        bias = bias.expand(-1, rows)
+    if spec.pattern is None:
+        return DenseSide(stored[0].mT if in_out else stored[0], bias)
+    selection = stored[2] if spec.pattern.selects else None
+    return PackedSide(stored[0], stored[1], selection, spec.pattern, rows, 0, bias)
+
+
+def _check_rows(x_TH: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> None:
+    if x_TH.dim() != 2:
+        raise bad_operand(OP, "x", f"has rank {x_TH.dim()}", "pass [T, H]")
+    if ids_TK.shape != weights_TK.shape or ids_TK.dim() != 2 or ids_TK.shape[0] != x_TH.shape[0]:
+        shapes = f"{list(ids_TK.shape)} and {list(weights_TK.shape)}"
+        raise bad_operand(OP, "expert_ids and expert_weights", f"have shapes {shapes}", "pass [T, K] both")
+
+
+def _check_side(name: str, side: Side, shape: tuple[int, int, int], spec: ExpertsSpec, x_TH: Tensor) -> None:
+    """Everything that a kernel takes for granted, as it would read beyond its operands."""
+    found = {part: tuple(tensor.shape) for part, tensor in side.stored.items()}
+    wanted, (dtype, *_) = _shapes(spec.pattern, *shape), [tensor.dtype for tensor in side.stored.values()]
+    if found != wanted or dtype != x_TH.dtype or str(dtype) != f"torch.{spec.dtype}":
+        raise bad_operand(OP, name, f"is {dtype} {found}", f"pass {spec.dtype} {wanted}, and rows of that dtype")
+    if any(tensor.device != x_TH.device for tensor in side.stored.values()):
+        raise bad_operand(OP, name, f"is not on {x_TH.device}", "move all operands to one device")
+
+
+def _shapes(pattern: Pattern | None, experts: int, rows: int, cols: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of what a kernel reads of a side of so many rows and columns."""
+    if pattern is None:
+        return {"weight": (experts, rows, cols)}
+    config = SparsityConfig(pattern.n, pattern.m, pattern.vector, group=pattern.group)
+    stored = packed_shapes(rows, cols, config)
+    return {name: (experts, *sizes) for name, sizes in stored.items() if sizes is not None}
+
+
+def _fake(x_TH: Tensor, *rest: object) -> Tensor:
+    out_dtype = rest[-1]
+    assert isinstance(out_dtype, torch.dtype)
+    return x_TH.new_empty(x_TH.shape, dtype=out_dtype)
+
+
+define_opaque(
+    f"{OP}(Tensor x, Tensor expert_ids, Tensor expert_weights, Tensor[] gate, Tensor[] up, Tensor[] down, "
+    "Tensor? gate_bias, Tensor? up_bias, Tensor? down_bias, str kernel, int width, str gate_up_layout, "
+    "str weight_layout, ScalarType out_dtype) -> Tensor",
+    triton_experts,
+    _fake,
+)

@@ -1,0 +1,217 @@
+"""`samoyeds::experts_triton` and its lowering, in Triton's interpreter: CPU tensors stand in for a CUDA device."""
+
+import itertools
+
+import pytest
+import torch
+
+from samoyeds_codegen.triton import emit as emitter
+from samoyeds_codegen.triton.emit import template
+from samoyeds_codegen.triton.kernel import projection
+from samoyeds_codegen.triton.prove import proven
+from samoyeds_codegen.triton.sample import Form
+from samoyeds_codegen.triton.spec import Pattern
+from samoyeds_compile import Report, SparsityConfig
+from samoyeds_compile.errors import OperandError
+from samoyeds_compile.lower import kernels, stages
+from samoyeds_compile.lower.kernels import KernelChoice
+from samoyeds_compile.lower.triton import switched_off, triton_kernel
+from samoyeds_compile.ops import reference
+from samoyeds_compile.ops.experts_triton import triton_spec, weight_form
+from samoyeds_compile.sparsity import PackedTensor
+from tests.blocks import Block
+from tests.codegen.triton.cases import spec_of
+from tests.ops.operands import ACTIVATIONS, double, operands
+from tests.ops.test_sparse_experts import packed_operands
+
+LAYOUTS = list(ACTIVATIONS)
+
+
+def canonical(args, dtype=torch.float32):
+    return torch.ops.samoyeds.experts_triton(*args, dtype, None)
+
+
+def assert_right(args, expected_of=None, tolerance=1e-5):
+    called = torch.ops.samoyeds.triton_experts.default
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        found = canonical(args, args[0].dtype)
+    assert any(event.name == str(called).removesuffix(".default").replace(".", "::") for event in profile.events())
+    expected = reference.moe_experts(*double(expected_of or args))
+    assert float((found.double() - expected).abs().max()) <= tolerance * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("layout", "weight_layout"), list(itertools.product(LAYOUTS, ["out_in", "in_out"])))
+def test_dense(layout, weight_layout, bias):
+    assert_right(operands(0, 6, 2, 3, 24, 20, layout, weight_layout, bias))
+
+
+@pytest.mark.parametrize(
+    "config", [SparsityConfig(1, 1, 16), SparsityConfig(1, 2, 32, group=3), SparsityConfig(2, 4, 16)]
+)
+@pytest.mark.parametrize(("layout", "weight_layout"), [*zip(LAYOUTS, ["out_in", "in_out"] * 2, strict=True)])
+def test_packed(layout, weight_layout, config):
+    dense, packed = packed_operands(operands(1, 6, 2, 3, 40, 36, layout, weight_layout, True), config)
+    assert_right(packed, dense)
+
+
+def test_half_precision():
+    dense, packed = packed_operands(
+        operands(2, 5, 2, 3, 40, 36, "concatenated", "out_in", True, torch.bfloat16), SparsityConfig(1, 2, 32)
+    )
+    assert_right(packed, dense, 3e-2)
+
+
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_few_tokens_and_narrow_bias(tokens):
+    args = operands(3, tokens, 2, 3, 24, 20, "concatenated", "out_in", False)
+    args[7] = torch.randn(3, 1)
+    with torch.no_grad():
+        found = canonical(args)
+    torch.testing.assert_close(
+        found.double(), reference.moe_experts(*double(args)).view(tokens, 24), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_columns_of_rows_need_not_be_contiguous():
+    args = operands(3, 5, 2, 3, 24, 20, "concatenated", "out_in", False)
+    args[0] = args[0].t().contiguous().t()
+    assert_right(args)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"separate": "up"}, "matrix of its own"),
+        ({"weighting": "input"}, "what goes into"),
+        ({"dtype": torch.float64}, "float64"),
+    ],
+)
+def test_reasons(change, word):
+    """Said, and the result is that of the canonical op."""
+    args = operands(4, 5, 2, 3, 24, 20, "concatenated", "out_in", True, **change)
+    dtype = args[0].dtype
+    assert word in triton_spec(*args[3:6], *args[9:], dtype)
+    assert triton_kernel(*args[3:6], *args[9:], dtype, bias=True)[:2] == (
+        None,
+        triton_spec(*args[3:6], *args[9:], dtype),
+    )
+    assert torch.equal(canonical(args, dtype), torch.ops.samoyeds.moe_experts(*args, dtype, None))
+
+
+@pytest.mark.parametrize(
+    ("config", "width", "word"),
+    [
+        (SparsityConfig(3, 4, 32), 20, "3:4"),
+        (SparsityConfig(1, 2, 32, inner="none"), 20, "1:2:32"),
+        (SparsityConfig(2, 4, 32), 18, "within a block of 4"),
+    ],
+)
+def test_reasons_of_packed_weights(config, width, word):
+    _, args = packed_operands(operands(4, 5, 2, 3, 24, width, "concatenated", "out_in", False), config)
+    assert word in triton_spec(*args[3:6], *args[9:], torch.float32)
+
+
+def test_gradients_take_the_other_way():
+    args = operands(5, 4, 2, 3, 24, 20, "concatenated", "out_in", False)
+    args[0].requires_grad_()
+    canonical(args).sum().backward()
+    assert args[0].grad.abs().sum() > 0
+    assert "gradients" in triton_kernel(*args[3:6], *args[9:], torch.float32, bias=False)[1]
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@torch.no_grad()
+def test_opcheck(sparse):
+    args = operands(6, 4, 2, 3, 32, 32, "separate", "out_in", True)
+    kernel = spec_of("float32", Pattern(1, 2, 32) if sparse else None, ACTIVATIONS["separate"]).name
+    if sparse:
+        _, args = packed_operands(args, SparsityConfig(1, 2, 32))
+        args[3:6] = [[w.kept, w.metadata, w.selection] for (w,) in args[3:6]]
+    torch.library.opcheck(
+        torch.ops.samoyeds.triton_experts.default, (*args[:9], kernel, 32, "separate", "out_in", torch.float32),
+        test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("index", [3, 4, 5])
+def test_operands_that_would_be_read_beyond_their_end_are_refused(index):
+    args = operands(6, 4, 2, 3, 32, 32, "separate", "out_in", False)
+    args[index] = [args[index][0][:, :-1]]
+    kernel = spec_of("float32", None, ACTIVATIONS["separate"]).name
+    with pytest.raises(OperandError):
+        torch.ops.samoyeds.triton_experts(*args[:9], kernel, 32, "separate", "out_in", torch.float32)
+
+
+def test_form_of_weights():
+    args = operands(6, 4, 2, 3, 32, 48, "interleaved", "in_out", False)
+    assert weight_form(*args[3:6], "interleaved", "in_out", False) == Form(True, True, True, False)
+    args = operands(6, 4, 2, 3, 24, 48, "concatenated", "out_in", True)
+    assert weight_form(*args[3:6], "concatenated", "out_in", True) == Form(False, False, False, True)
+
+
+# -------------------------------------------------------------------------------------------------- the whole way
+
+
+@pytest.fixture
+def as_if_cuda(monkeypatch):
+    """Blocks on the CPU are lowered as those on a CUDA device are."""
+
+    def choose(_ids, gate, up, down, *options, bias=False, triton=None):
+        packed = isinstance(up[0], PackedTensor)
+        return KernelChoice(packed, *triton_kernel(gate, up, down, *options, bias=bias), triton=True)
+
+    monkeypatch.setattr(stages, "choose_kernel", choose)
+    proven.cache_clear()
+    yield
+    proven.cache_clear()
+
+
+def compiled_and_eager(report, dump=None):
+    model, x = Block(width=32).eval(), torch.randn(6, 16)
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="samoyeds", options={"report": report, "dump": dump})
+        return compiled(x), model(x)
+
+
+def test_compiled(as_if_cuda, tmp_path):
+    report = Report()
+    found, expected = compiled_and_eager(report, tmp_path)
+    torch.testing.assert_close(found, expected)
+    assert "Triton kernels of float32 dense swiglu" in str(report)
+    texts = sorted((tmp_path / "graph_000" / "kernels").iterdir())
+    assert {path.name.rsplit("_", 1)[0] for path in texts} == {"triton_up", "triton_down"}
+    assert all("@triton.jit" in path.read_text() for path in texts)
+
+
+@pytest.mark.parametrize(
+    ("packed", "option", "reason"),
+    [(True, None, None), (False, None, "not timed"), (False, True, None), (True, False, "switched off")],
+)
+def test_option(packed, option, reason):
+    """Packed weights take kernels unless told otherwise, dense ones only if told to."""
+    found = switched_off(packed, option)
+    assert found is None if reason is None else reason in found
+
+
+def test_compiled_with_a_wrong_kernel(as_if_cuda, monkeypatch):
+    """It is refused, the report says so, and the products are PyTorch's."""
+
+    def planted(name):
+        return template(name).replace("tl.dot(w, x,", "tl.dot(w, 2 * x,")
+
+    monkeypatch.setattr(emitter, "template", planted)
+    projection.cache_clear()
+    report = Report()
+    found, expected = compiled_and_eager(report)
+    projection.cache_clear()
+    torch.testing.assert_close(found, expected)
+    assert "Triton kernels were refused: up float32 dense swiglu" in str(report)
+
+
+def test_weights_of_the_cpu_keep_their_kernel():
+    """Also where Triton interprets."""
+    args = operands(7, 4, 2, 3, 32, 32, "concatenated", "out_in", False)
+    with torch.no_grad():
+        choice = kernels.choose_kernel(args[1], *args[3:6], *args[9:], torch.float32)
+    assert not choice.triton and choice.op in (None, torch.ops.samoyeds.experts_dense.default)

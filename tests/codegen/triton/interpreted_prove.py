@@ -1,0 +1,54 @@
+"""Kernels prove themselves on a device, here the CPU of Triton's interpreter. Run by test_interpreter.py."""
+
+import pytest
+import torch
+
+from samoyeds_codegen.triton.emit import emit
+from samoyeds_codegen.triton.kernel import Projection
+from samoyeds_codegen.triton.prove import prove
+from samoyeds_codegen.triton.sample import Form
+from samoyeds_codegen.triton.spec import Pattern
+from tests.codegen.triton.cases import spec_of
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("form", [Form(), Form(False, True, True, True)], ids=["aligned", "ragged"])
+@pytest.mark.parametrize("pattern", [None, Pattern(1, 1, 32), Pattern(1, 2, 32, 16), Pattern(2, 4, 32)], ids=str)
+def test_right_kernels_are_proven(pattern, form):
+    assert prove(spec_of("float32", pattern), form, CPU) == ""
+
+
+def test_half_precision_is_proven():
+    assert prove(spec_of("bfloat16", Pattern(1, 2, 64)), Form(), CPU) == ""
+    assert prove(spec_of("float16", None, "to(gelu(x), 'float16')"), Form(), CPU) == ""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("two == 3", "two == 2"),
+        ("mask=out_live[:, None] & slot_live[None, :]", "mask=out_live[:, None]"),
+        ("mask=out_live[:, None] & slot_live[None, :]", "mask=slot_live[None, :]"),
+        ("(k + col < cols)", "(k + col < 0)"),
+        ("k // VECTOR", "0"),
+        ("= activate(gate, up)", "= activate(up, gate)"),
+        ("// top_k", "// (top_k + 1)"),
+    ],
+)
+def test_wrong_kernels_are_refused(wrong, right):
+    """A planted error, in the text of those kernels that have the place."""
+
+    def load(spec):
+        text = emit(spec).replace("col_live = k + col < cols", "col_live = (k + col < cols)")
+        return Projection(spec, text.replace(wrong, right))
+
+    assert "up float32" in prove(spec_of("float32", Pattern(1, 2, 32)), Form(), CPU, load)
+
+
+def test_what_raises_is_refused():
+    def load(spec):
+        return Projection(spec, emit(spec).replace("tl.dot(", "tl.no_such_thing("))
+
+    reason = prove(spec_of(), Form(), CPU, load)
+    assert "do not run on cpu" in reason and "no_such_thing" in reason
