@@ -33,7 +33,7 @@ class Options:
         validate: check each rewrite of a new structure against the original on small random inputs.
         fuse_routers: replace the routers in front of rewritten blocks by one op each, where they are recognised; None:
             in inference on a CPU, where that op is C++.
-        triton: compute experts on CUDA devices by generated Triton kernels in inference; None: with packed weights only,
+        triton: compute experts on CUDA devices by generated Triton kernels in inference; None: with packed weights,
             which would be unpacked in every call otherwise. Dense kernels were not timed yet.
         disable: names of families that must not match, comma separated in the environment.
         capture: let Dynamo trace ``nonzero``, ``x[mask]`` and ``tolist()`` where that makes a block rewritable (see
