@@ -238,3 +238,49 @@ def test_planted_bug_of_clusters(name: str) -> None:
     assert right in MULTICAST
     with pytest.raises(error):
         multicast(MULTICAST.replace(right, wrong))
+
+
+# Block 1 tells block 0 through block 0's mbarrier that it is ready; then block 0 copies into both.
+REMOTE = """
+struct P { const int* x; int* out; int stays; };
+__global__ void remote(P p) {
+  SAMOYEDS_SHARED(shared);
+  const uint32_t base = ptx::shared_address(shared), full = base + 128, ready = full + 8, rank = ptx::cluster_rank();
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(full, 1);
+    ptx::mbarrier_init(ready, 1);
+    ptx::fence_barrier_init();
+    ptx::mbarrier_expect(full, 128);
+  }
+  ptx::cluster_sync();
+  if (rank == 1 && threadIdx.x == 0) ptx::mbarrier_arrive_cluster(ready, 0);
+  if (rank == 1 && !p.stays) return;
+  if (rank == 0 && threadIdx.x == 0) {
+    ptx::mbarrier_wait(ready, 0);
+    ptx::bulk_copy_multicast(base, p.x, 128, full, 3);
+  }
+  ptx::mbarrier_wait(full, 0);
+  p.out[rank * 32 + threadIdx.x] = reinterpret_cast<int*>(shared)[threadIdx.x];
+}
+"""
+
+
+def remote(stays: int, text: str = REMOTE, seed: int = 0) -> None:
+    x, out = torch.randint(1000, (32,), dtype=torch.int32), torch.empty(2, 32, dtype=torch.int32)
+    emulate.run(text, "remote", (2,), (32,), 144, [x, Output(out), stays], cluster=2, seed=seed)
+    assert torch.equal(out, x.expand(2, 32))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_arrival_in_another_block(seed: int) -> None:
+    remote(1, seed=seed)
+
+
+def test_block_that_returned_is_no_target() -> None:
+    with pytest.raises(BarrierError, match="block 1 of the cluster has exited"):
+        remote(0)
+
+
+def test_no_such_block_to_arrive_in() -> None:
+    with pytest.raises(OperandError, match="the cluster has no block 2"):
+        remote(1, REMOTE.replace("(ready, 0);\n  if (rank == 1 &&", "(ready, 2);\n  if (rank == 1 &&"))
