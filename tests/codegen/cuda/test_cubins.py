@@ -30,6 +30,7 @@ def check_page(row) -> None:
 
 @pytest.mark.parametrize("spec", specs(), ids=str)
 def test_machine_code(spec) -> None:
+    pytest.importorskip("triton", reason="brings cuobjdump; there is none for this platform")
     cubin = compile_cubin(emit(spec), spec.target)
     assert "serialized" not in cubin.with_name("kernel.log").read_text()  # wgmma that waits for each other
     sass = disassemble(cubin)

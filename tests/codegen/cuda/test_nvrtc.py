@@ -1,6 +1,7 @@
 """Compiling without a GPU: once, verified on load, and with errors that help."""
 
 import builtins
+import sys
 
 import pytest
 
@@ -8,6 +9,7 @@ from samoyeds_codegen import build
 from samoyeds_codegen.cuda import nvrtc
 from samoyeds_codegen.errors import CompilationError, CompilerNotFoundError
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is NVRTC for Linux")
 TEXT = 'extern "C" __global__ void samoyeds_kernel(int* x) { *x = %d; }'
 
 

@@ -50,7 +50,7 @@ def test_misuse(target, right, wrong, error) -> None:
 @pytest.mark.parametrize(
     ("target", "right", "wrong"),
     [
-        (MMA, "mma_sp_m16n8k32<Element, STEP % 2>", "mma_sp_m16n8k32<Element, 0>"),
+        (MMA, "multiply<STEP % 2>(", "multiply<0>("),
         (MMA, "(before.upper == k) - (now.upper == k)", "(before.upper == k)"),
         (MMA, "STEP < 2 ? metadata[r].x : metadata[r].y", "metadata[r].x"),
         (WGMMA, "uint64_t(256 >> 4) << 32", "uint64_t(128 >> 4) << 32"),
