@@ -72,6 +72,33 @@ def test_ring(seed: int) -> None:
     ring(seed=seed)
 
 
+RIGHT = {
+    "one lane waits for its warp": (
+        "ptx::mbarrier_wait(full + 8 * stage, parity);",
+        "if (lane == 0) ptx::mbarrier_wait(full + 8 * stage, parity);\n      __syncwarp();",
+    ),
+    "all lanes release": ("if (lane == 0) ptx::mbarrier_arrive(empty", "ptx::mbarrier_arrive(empty"),
+    "copies waited for by their thread": (
+        "ptx::cp_async_mbarrier_arrive(full + 8 * stage);",
+        "ptx::cp_async_commit();\n      ptx::cp_async_wait<0>();\n      ptx::mbarrier_arrive(full + 8 * stage);",
+    ),
+    "bytes expected first, bulk copy from another lane": (
+        "ptx::bulk_copy(",
+        "}\n      __syncwarp();\n      if (lane == 7) {\n        ptx::bulk_copy(",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_other_ways_to_do_it_right(name: str) -> None:
+    one, other = RIGHT[name]
+    assert one in RING
+    text = RING.replace(one, other)
+    if name == "all lanes release":
+        text = text.replace("empty + 8 * i, 1", "empty + 8 * i, 32")
+    ring(text, seed=1)
+
+
 RACE = (RaceError, InFlightError)
 MISTAKES = {
     "init without fence": ("ptx::fence_barrier_init();", "", MissingFenceError),
