@@ -1,16 +1,23 @@
-"""Every CUDA kernel for every target, compiled without a GPU: what machine code came out."""
+"""Every CUDA kernel for every target, compiled without a GPU: what machine code came out, and what it computes."""
 
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.emulated import error_of
+from samoyeds_codegen.build import DIRECTORY_VARIABLE
 from samoyeds_codegen.cuda.emit import emit
 from samoyeds_codegen.cuda.nvrtc import compile_cubin, version
 from samoyeds_codegen.cuda.pattern import Pattern
@@ -23,7 +30,7 @@ P12_16, P12_64 = Pattern(1, 2, 32, 16), Pattern(1, 2, 128, 64)
 BF, FP = "bfloat16", "float16"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "gpu_cuda.md"
 MARKS = ("<!-- table of kernels: python -m benchmarks.gpu --compile-only --page -->", "<!-- end of the table -->")
-WIDTH = 130
+WIDTH = 140
 """Characters of the table, whatever the terminal's width is."""
 MMA_TARGETS = tuple(target for target in SHARED_LIMIT if target != "sm_90a")
 
@@ -74,6 +81,13 @@ def _wgmma(target: str) -> list[KernelSpec]:
     ]
 
 
+@contextmanager
+def fresh_cache() -> Iterator[None]:
+    """An empty cache of kernels, so that seconds are those of compiling."""
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, {DIRECTORY_VARIABLE: folder}):
+        yield
+
+
 def measure(spec: KernelSpec) -> Row:
     """Compile a kernel, unless the cache has it, and read the machine code."""
     began = time.perf_counter()
@@ -82,22 +96,36 @@ def measure(spec: KernelSpec) -> Row:
     return row_of(spec, disassemble(cubin), seconds)
 
 
+def kernel_name(spec: KernelSpec) -> str:
+    """The specification without its target."""
+    return str(spec).removesuffix(f" {spec.target}")
+
+
 def row_of(spec: KernelSpec, sass: Sass, seconds: float) -> Row:
     """What is worth showing of a kernel."""
-    name = str(spec).removesuffix(f" {spec.target}")
     wide = sass.wide_copies + sass.wide_loads
     spills = sass.spills + (sass.stack > 0)
     shared = spec.shared_bytes + sass.static_shared
-    return Row(name, spec.target, sass.sparse, sass.registers, shared, spills, wide, round(seconds, 2))
+    return Row(kernel_name(spec), spec.target, sass.sparse, sass.registers, shared, spills, wide, round(seconds, 2))
 
 
-def table(rows: list[Row]) -> Table:
+def table(rows: list[Row], errors: dict[str, str]) -> Table:
     """The same for the terminal."""
     found = Table(title=f"NVRTC {version()}")
-    for column in ("kernel", "target", "sparse MMA", "registers", "shared bytes", "spills", "16-byte", "seconds"):
+    for column in (
+        "kernel",
+        "target",
+        "sparse MMA",
+        "registers",
+        "shared bytes",
+        "spills",
+        "16-byte",
+        "seconds",
+        "error",
+    ):
         found.add_column(column, justify="left" if column in ("kernel", "target") else "right", no_wrap=True)
     for row in rows:
-        found.add_row(*(str(value) for value in vars(row).values()))
+        found.add_row(*(str(value) for value in vars(row).values()), errors.get(row.kernel, ""))
     return found
 
 
@@ -106,26 +134,38 @@ def page_row(row: Row) -> str:
     return "| " + " | ".join(map(str, list(vars(row).values())[:-1])) + " |"
 
 
-def page_table(rows: list[Row]) -> str:
+def page_table(rows: list[Row], errors: dict[str, str]) -> str:
     """What lies between the marks of docs/gpu_cuda.md."""
-    head = "| kernel | target | sparse MMA | registers | shared bytes | spills | 16-byte |"
-    return "\n".join([f"Made with NVRTC {version()}:", "", head, "|---|---|" + "---:|" * 5, *map(page_row, rows)])
+    head = "| kernel | target | sparse MMA | registers | shared bytes | spills | 16-byte | emulator error |"
+    lines = [f"{page_row(row)} {errors.get(row.kernel, '')} |" for row in rows]
+    return "\n".join([f"Made with NVRTC {version()}:", "", head, "|---|---|" + "---:|" * 6, *lines])
 
 
-def write_page(rows: list[Row]) -> None:
+def emulator_errors() -> dict[str, str]:
+    """For each projection its relative error; the text is the same for all targets that have the instruction."""
+    seen: dict[str, ProjectionSpec] = {}
+    for spec in specs():
+        if isinstance(spec, ProjectionSpec):
+            seen.setdefault(kernel_name(spec), spec)
+    return {name: f"{error_of(spec):.1e}" for name, spec in track(seen.items(), "emulating")}
+
+
+def write_page(rows: list[Row], errors: dict[str, str]) -> None:
     """Put the table into the page."""
     before, _, after = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
     after = after.partition(MARKS[1])[2]
-    text = f"{before}{MARKS[0]}\n{page_table(rows)}\n{MARKS[1]}{after}"
+    text = f"{before}{MARKS[0]}\n{page_table(rows, errors)}\n{MARKS[1]}{after}"
     PAGE.write_text(text, encoding="utf-8")
 
 
 def main(json_file: Path | None, page: bool) -> None:
     """Print the table; write it as JSON if a file is named, and into the page if asked for."""
-    rows = [measure(spec) for spec in track(specs(), "compiling")]
-    Console(width=WIDTH).print(table(rows))
+    with fresh_cache():
+        rows = [measure(spec) for spec in track(specs(), "compiling")]
+    errors = emulator_errors()
+    Console(width=WIDTH).print(table(rows, errors))
     if json_file is not None:
-        content = {"nvrtc": version(), "kernels": [vars(row) for row in rows]}
+        content = {"nvrtc": version(), "kernels": [vars(row) for row in rows], "emulator_errors": errors}
         json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     if page:
-        write_page(rows)
+        write_page(rows, errors)

@@ -112,9 +112,9 @@ def plan_block(
     slots, count = tokens * top_k, routing.offsets_E.shape[0]
     up = choose("up", target, experts, x_TH.dtype, slots / count)
     down = choose("down", target, experts, x_TH.dtype, slots / count)
-    tiles = _Tiles(up.tokens, *_tile_list(slots, count, up.tokens, x_TH.device))
-    first, h_SI = _project(up, experts.up, _readable(x_TH), tiles, routing, processors)
-    second, y_SH = _project(down, experts.down, h_SI, tiles, routing, processors)
+    tiles = Tiles(up.tokens, *_tile_list(slots, count, up.tokens, x_TH.device))
+    first, h_SI = project(up, experts.up, _readable(x_TH), tiles, routing, processors)
+    second, y_SH = project(down, experts.down, h_SI, tiles, routing, processors)
     return Block([_list_tiles(target, tiles, routing), first, second, _combine(target, y_SH, routing, out_TH)], out_TH)
 
 
@@ -138,7 +138,7 @@ def choose(op: str, target: str, experts: Experts, dtype: torch.dtype, tokens_pe
 
 
 @dataclass(frozen=True)
-class _Tiles:
+class Tiles:
     """A list of tiles, int32 [most, 4], of at most ``tokens`` slots, and how many there are, int32 [1]."""
 
     tokens: int
@@ -152,7 +152,7 @@ def _tile_list(slots: int, experts: int, tokens: int, device: torch.device) -> t
     return torch.empty(most, 4, dtype=torch.int32, device=device), torch.empty(1, dtype=torch.int32, device=device)
 
 
-def _list_tiles(target: str, tiles: _Tiles, routing: Routing) -> Launch:
+def _list_tiles(target: str, tiles: Tiles, routing: Routing) -> Launch:
     arguments: dict[str, Tensor | int | None] = {
         "offsets": routing.offsets_E, "tiles": tiles.tiles, "tile_count": tiles.count,
         "experts": routing.offsets_E.shape[0], "unused": 0,
@@ -160,10 +160,22 @@ def _list_tiles(target: str, tiles: _Tiles, routing: Routing) -> Launch:
     return Launch(TilesSpec(target, tiles.tokens), (1, 1), arguments)
 
 
-def _project(
-    spec: ProjectionSpec, weights: Projection, x: Tensor, tiles: _Tiles, routing: Routing, processors: int
+def project(
+    spec: ProjectionSpec, weights: Projection, x: Tensor, tiles: Tiles, routing: Routing, processors: int
 ) -> tuple[Launch, Tensor]:
-    """A projection, and its result: a row of all features for each slot, and of what pads them."""
+    """A projection of the slots of a routing plan.
+
+    Args:
+        spec: the kernel.
+        weights: what it multiplies with.
+        x: rows of tokens or of slots, which start at multiples of 16 bytes.
+        tiles: of at most ``spec.tokens`` slots.
+        routing: the plan.
+        processors: see `plan_block`.
+
+    Returns:
+        The launch, and its result: for each slot a row of all features and of what pads them.
+    """
     row_tiles, column_blocks = weights.records.shape[1:3]
     features = row_tiles * ROWS * spec.pattern.dense_rows // (2 if spec.gated else 1)
     out = x.new_empty(routing.order_S.shape[0], features)

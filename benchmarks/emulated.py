@@ -1,0 +1,94 @@
+"""How far the result of a generated projection is from float64, its text run by the emulator on the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from samoyeds_codegen import emulate, expr
+from samoyeds_codegen.cuda.arguments import arguments_of
+from samoyeds_codegen.cuda.block import Projection, Routing, Tiles, project
+from samoyeds_codegen.cuda.emit import ENTRY, emit
+from samoyeds_codegen.cuda.launch import Launch
+from samoyeds_codegen.cuda.pack import Condensed, pack, pack_bias
+from samoyeds_codegen.cuda.spec import ProjectionSpec
+from samoyeds_compile.ops.route import route
+from samoyeds_compile.sparsity import SparsityConfig, best_mask
+from samoyeds_compile.sparsity.pack import pack as pack_canonical
+
+EXPERTS, FEATURES, COLUMNS, SLOTS = 2, 72, 200, 19
+
+
+def error_of(spec: ProjectionSpec) -> float:
+    """Relative to the norm of the result, which the kernel rounds to 16 bits.
+
+    Raises:
+        EmulationError: the kernel does something wrong.
+    """
+    generator = torch.Generator().manual_seed(0)
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    names = ("gate", "up") if spec.gated else ("x",)
+    dense = {name: _weight(spec, dtype, generator) for name in names}
+    bias = {n: torch.randn(EXPERTS, FEATURES, generator=generator).to(dtype) for n in names} if spec.bias else {}
+    x = torch.randn(SLOTS, COLUMNS, generator=generator).to(dtype)
+    plan = route(torch.randint(EXPERTS, (SLOTS, 1), generator=generator), EXPERTS)
+    routing = Routing(plan.order_S, plan.slot_TK, plan.offsets_E, torch.ones(SLOTS, 1))
+    launch, out = project(spec, _packed(spec, dense, bias), x, _tiles(spec, plan.offsets_E), routing, processors=2)
+    _emulate(launch)
+    expected = _expected(spec, dense, bias, x if spec.op == "down" else x[plan.order_S], plan.expert_S)
+    return float((out[:, :FEATURES].double() - expected).norm() / expected.norm())
+
+
+def _config(spec: ProjectionSpec) -> SparsityConfig:
+    pattern = spec.pattern
+    return SparsityConfig(pattern.n, pattern.m, pattern.vector, group=pattern.group)
+
+
+def _weight(spec: ProjectionSpec, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    weight = torch.randn(EXPERTS, FEATURES, COLUMNS, generator=generator).to(dtype)
+    return weight * best_mask(weight.abs(), _config(spec))
+
+
+def _packed(spec: ProjectionSpec, dense: dict[str, Tensor], bias: dict[str, Tensor]) -> Projection:
+    found = []
+    for weight in dense.values():
+        packed = pack_canonical(weight, _config(spec))
+        assert packed.metadata is not None
+        found.append(Condensed(packed.values, packed.metadata, packed.selection))
+    gate = found[0] if spec.gated else None
+    biases = pack_bias(spec.pattern, bias["up" if spec.gated else "x"], bias.get("gate")) if bias else None
+    return Projection(pack(spec.pattern, found[-1], gate), FEATURES, COLUMNS, biases)
+
+
+def _tiles(spec: ProjectionSpec, offsets_E: Tensor) -> Tiles:
+    ends = offsets_E.tolist()
+    tiles = [
+        [expert, first, min(spec.tokens, end - first), 0]
+        for expert, (start, end) in enumerate(zip([0, *ends], ends, strict=False))
+        for first in range(start, end, spec.tokens)
+    ]
+    return Tiles(spec.tokens, torch.tensor(tiles, dtype=torch.int32), torch.tensor([len(tiles)], dtype=torch.int32))
+
+
+def _emulate(launch: Launch) -> None:
+    values: list[emulate.Argument] = []
+    for kind, name, _ in arguments_of(launch.spec).fields:
+        value = launch.arguments[name]
+        if name == "out":
+            assert isinstance(value, Tensor)
+            value = emulate.Output(value)
+        values.append(ctypes.c_int64(value) if kind == "int64_t" else value)
+    spec = launch.spec
+    emulate.run(emit(spec), f"samoyeds::{ENTRY}", launch.grid, (spec.threads,), spec.shared_bytes, values)
+
+
+def _expected(
+    spec: ProjectionSpec, dense: dict[str, Tensor], bias: dict[str, Tensor], rows: Tensor, expert_S: Tensor
+) -> Tensor:
+    inputs = {}
+    for name, weight in dense.items():
+        product = torch.einsum("sfc,sc->sf", weight[expert_S].double(), rows.double())
+        inputs[name] = product + (bias[name][expert_S].double() if bias else 0.0)
+    return expr.evaluate(spec.activation, inputs)
