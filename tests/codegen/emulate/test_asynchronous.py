@@ -72,6 +72,33 @@ def test_ring(seed: int) -> None:
     ring(seed=seed)
 
 
+RIGHT = {
+    "one lane waits for its warp": (
+        "ptx::mbarrier_wait(full + 8 * stage, parity);",
+        "if (lane == 0) ptx::mbarrier_wait(full + 8 * stage, parity);\n      __syncwarp();",
+    ),
+    "all lanes release": ("if (lane == 0) ptx::mbarrier_arrive(empty", "ptx::mbarrier_arrive(empty"),
+    "copies waited for by their thread": (
+        "ptx::cp_async_mbarrier_arrive(full + 8 * stage);",
+        "ptx::cp_async_commit();\n      ptx::cp_async_wait<0>();\n      ptx::mbarrier_arrive(full + 8 * stage);",
+    ),
+    "bytes expected first, bulk copy from another lane": (
+        "ptx::bulk_copy(",
+        "}\n      __syncwarp();\n      if (lane == 7) {\n        ptx::bulk_copy(",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_other_ways_to_do_it_right(name: str) -> None:
+    one, other = RIGHT[name]
+    assert one in RING
+    text = RING.replace(one, other)
+    if name == "all lanes release":
+        text = text.replace("empty + 8 * i, 1", "empty + 8 * i, 32")
+    ring(text, seed=1)
+
+
 RACE = (RaceError, InFlightError)
 MISTAKES = {
     "init without fence": ("ptx::fence_barrier_init();", "", MissingFenceError),
@@ -238,3 +265,49 @@ def test_planted_bug_of_clusters(name: str) -> None:
     assert right in MULTICAST
     with pytest.raises(error):
         multicast(MULTICAST.replace(right, wrong))
+
+
+# Block 1 tells block 0 through block 0's mbarrier that it is ready; then block 0 copies into both.
+REMOTE = """
+struct P { const int* x; int* out; int stays; };
+__global__ void remote(P p) {
+  SAMOYEDS_SHARED(shared);
+  const uint32_t base = ptx::shared_address(shared), full = base + 128, ready = full + 8, rank = ptx::cluster_rank();
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(full, 1);
+    ptx::mbarrier_init(ready, 1);
+    ptx::fence_barrier_init();
+    ptx::mbarrier_expect(full, 128);
+  }
+  ptx::cluster_sync();
+  if (rank == 1 && threadIdx.x == 0) ptx::mbarrier_arrive_cluster(ready, 0);
+  if (rank == 1 && !p.stays) return;
+  if (rank == 0 && threadIdx.x == 0) {
+    ptx::mbarrier_wait(ready, 0);
+    ptx::bulk_copy_multicast(base, p.x, 128, full, 3);
+  }
+  ptx::mbarrier_wait(full, 0);
+  p.out[rank * 32 + threadIdx.x] = reinterpret_cast<int*>(shared)[threadIdx.x];
+}
+"""
+
+
+def remote(stays: int, text: str = REMOTE, seed: int = 0) -> None:
+    x, out = torch.randint(1000, (32,), dtype=torch.int32), torch.empty(2, 32, dtype=torch.int32)
+    emulate.run(text, "remote", (2,), (32,), 144, [x, Output(out), stays], cluster=2, seed=seed)
+    assert torch.equal(out, x.expand(2, 32))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_arrival_in_another_block(seed: int) -> None:
+    remote(1, seed=seed)
+
+
+def test_block_that_returned_is_no_target() -> None:
+    with pytest.raises(BarrierError, match="block 1 of the cluster has exited"):
+        remote(0)
+
+
+def test_no_such_block_to_arrive_in() -> None:
+    with pytest.raises(OperandError, match="the cluster has no block 2"):
+        remote(1, REMOTE.replace("(ready, 0);\n  if (rank == 1 &&", "(ready, 2);\n  if (rank == 1 &&"))

@@ -126,6 +126,26 @@ def test_planted_bug(name: str) -> None:
     assert caught.value.where.line > 0
 
 
+RIGHT = {
+    "all threads fence after the barrier": (
+        "ptx::fence_proxy_async();\n  __syncthreads();",
+        "__syncthreads();\n  ptx::fence_proxy_async();",
+    ),
+    "a fence for each product": (
+        "ptx::wgmma_sp<T, N, 1>",
+        "ptx::wgmma_commit();\n  ptx::wgmma_wait<0>();\n  ptx::wgmma_fence();\n  ptx::wgmma_sp<T, N, 1>",
+    ),
+    "a group for each product": ("ptx::wgmma_sp<T, N, 1>", "ptx::wgmma_commit();\n  ptx::wgmma_sp<T, N, 1>"),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_other_ways_to_do_it_right(name: str) -> None:
+    one, other = RIGHT[name]
+    assert one in KERNEL
+    run(KERNEL.replace(one, other))
+
+
 def test_metadata_must_ascend() -> None:
     wrong = "p.metadata[t] & ~0xf0u);\n  ptx::wgmma_commit"
     with pytest.raises(emulate.MetadataError, match="group 1 of metadata"):

@@ -1,5 +1,5 @@
-// Atomic operations and __threadfence. As in the memory model of C++ and PTX: what a thread knew at its last fence before
-// an atomic is known to a thread after its next fence after an atomic on the same address.
+// Atomic operations and __threadfence. As in the memory model of C++ and PTX: what a thread knew at its last fence
+// before an atomic is known to a thread after its next fence after an atomic on the same address.
 
 // Before the operation itself, which the kernel's side does.
 extern "C" void emulated_atomic(const void* p, unsigned bytes, int line) {

@@ -27,8 +27,8 @@ inline void join(History& into, const History& from) {
   }
 }
 
-// `seen`: what happened before. `fenced`: the part of it that a fence.proxy.async has shown to the async proxy. `others`:
-// what happened before in other clusters, which only atomics between two fences can tell.
+// `seen`: what happened before. `fenced`: the part of it that a fence.proxy.async has shown to the async proxy.
+// `others`: what happened before in other clusters, which only atomics between two fences can tell.
 struct Clock {
   Stamps seen, fenced;
   History others;

@@ -8,8 +8,8 @@ struct Site {
   const void* code;
 };
 
-// A cp.async that was issued and has not landed, or (source == nullptr, barrier) the arrival that waits for those
-// before it.
+// A cp.async that was issued and has not landed, or (`arrival`) an arrival on an mbarrier that waits for those before
+// it.
 struct Copy {
   Space* space;
   size_t offset;

@@ -20,7 +20,8 @@ inline Space* find_space(const Fiber& who, const void* p) {
 [[noreturn]] inline void fail_outside(const Fiber& who, const void* p) {
   const char* at = static_cast<const char*>(p);
   for (const Cta& other : machine->ctas)
-    if (other.dynamic.holds(p)) fail(who, Kind::OUT_OF_BOUNDS, 0, "it is shared memory of another block of the cluster");
+    if (other.dynamic.holds(p))
+      fail(who, Kind::OUT_OF_BOUNDS, 0, "it is shared memory of another block of the cluster");
   std::vector<const Space*> spaces{&cta_of(who).dynamic, &machine->statics};
   for (const Space& s : machine->global) spaces.push_back(&s);
   const Space* nearest = nullptr;
