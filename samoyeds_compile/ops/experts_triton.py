@@ -16,6 +16,7 @@ from samoyeds_codegen.triton.sample import Form
 from samoyeds_codegen.triton.spec import ExpertsSpec, Pattern
 from samoyeds_compile.ops.library import define_composite
 from samoyeds_compile.ops.moe_experts import OPERANDS, check_canonical
+from samoyeds_compile.ops.one_kernel import needs_gradients
 from samoyeds_compile.ops.operands import in_width, is_stack, out_width
 from samoyeds_compile.sparsity.tensor import PackedTensor
 
@@ -49,7 +50,7 @@ def experts_triton(
     biases = (gate_bias_E, up_bias_E, down_bias_E)
     weights = (gate_E, up_E, down_E)
     spec = triton_spec(*weights, activation, gate_up_layout, weight_layout, weighting, compute_dtype)
-    if isinstance(spec, str) or _needs_gradients([x_TH, expert_weights_TK, *gate_E, *up_E, *down_E, *biases]):
+    if isinstance(spec, str) or needs_gradients([x_TH, expert_weights_TK, *gate_E, *up_E, *down_E, *biases]):
         return torch.ops.samoyeds.moe_experts(  # type: ignore[no-any-return]
             x_TH, expert_ids_TK, expert_weights_TK, *weights, *biases, activation, gate_up_layout, weight_layout,
             weighting, compute_dtype, out_dtype,
@@ -138,10 +139,6 @@ def _stored(weights: Sequence[Tensor]) -> list[Tensor]:
         return list(weights)
     inner = (weights[0].kept, weights[0].metadata, weights[0].selection)
     return [tensor for tensor in inner if tensor is not None]
-
-
-def _needs_gradients(tensors: Sequence[Tensor | None]) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 define_composite(f"experts_triton({OPERANDS}) -> Tensor", experts_triton)
