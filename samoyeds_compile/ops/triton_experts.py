@@ -114,6 +114,8 @@ def _check_side(name: str, side: Side, shape: tuple[int, int, int], spec: Expert
     wanted, (dtype, *_) = _shapes(spec.pattern, *shape), [tensor.dtype for tensor in side.stored.values()]
     if found != wanted or dtype != x_TH.dtype or str(dtype) != f"torch.{spec.dtype}":
         raise bad_operand(OP, name, f"is {dtype} {found}", f"pass {spec.dtype} {wanted}, and rows of that dtype")
+    if side.bias is not None and side.bias.shape != shape[:2]:
+        raise bad_operand(OP, f"{name}_bias", f"has shape {tuple(side.bias.shape)}", f"pass {shape[:2]}")
     if any(tensor.device != x_TH.device for tensor in side.stored.values()):
         raise bad_operand(OP, name, f"is not on {x_TH.device}", "move all operands to one device")
 

@@ -134,10 +134,10 @@ def test_opcheck(sparse):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("index", [3, 4, 5])
+@pytest.mark.parametrize("index", [3, 4, 5, 6, 8])
 def test_operands_that_would_be_read_beyond_their_end_are_refused(index):
-    args = operands(6, 4, 2, 3, 32, 32, "separate", "out_in", False)
-    args[index] = [args[index][0][:, :-1]]
+    args = operands(6, 4, 2, 3, 32, 32, "separate", "out_in", True)
+    args[index] = args[index][:-1] if torch.is_tensor(args[index]) else [args[index][0][:, :-1]]
     kernel = spec_of("float32", None, ACTIVATIONS["separate"]).name
     with pytest.raises(OperandError):
         torch.ops.samoyeds.triton_experts(*args[:9], kernel, 32, "separate", "out_in", torch.float32)
