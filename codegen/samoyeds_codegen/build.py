@@ -24,6 +24,8 @@ from samoyeds_codegen.errors import CacheError, CompilationError, CompilerNotFou
 
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
 DIRECTORY_VARIABLE = "SAMOYEDS_CACHE_DIR"
+HASH = "kernel.sha256"
+"""The file of an entry that has the hash of its result."""
 SECONDS = 120
 """After this long a compiler is taken to hang."""
 
@@ -81,7 +83,7 @@ def cache_directory() -> Path:
 
 @dataclass(frozen=True)
 class Entry:
-    """What is kept of one text."""
+    """What is kept of one text: a folder with a compiled result, or a file that is read as it stands (Triton)."""
 
     path: Path
 
@@ -93,25 +95,37 @@ class Entry:
     @property
     def title(self) -> str:
         """The first line of the text, without what makes it a comment."""
-        try:
-            with (self.path / "kernel.cpp").open() as text:
-                return text.readline().strip("/ \n").removesuffix(" Generated, do not edit.")
-        except OSError:
+        texts = [self.path, *(self.path / name for name in ("kernel.cpp", "kernel.cu"))]
+        text = next((path for path in texts if path.is_file()), None)
+        if text is None:
             return ""
+        with text.open() as lines:
+            return lines.readline().strip('/" \n').removesuffix(" Generated, do not edit.")
 
     @property
     def bytes(self) -> int:
         """On disk."""
-        return sum(file.stat().st_size for file in self.path.iterdir() if file.is_file())
+        return sum(file.stat().st_size for file in self._files())
 
     @property
     def sound(self) -> bool:
-        """Whether the library is the one that was compiled."""
-        return _is_sound(self.path)
+        """Whether the result is the one that was compiled, or the text the one that was written."""
+        if self.path.is_file():
+            return _hash(self.path)[:32] in self.name
+        try:
+            recorded = (self.path / HASH).read_text()
+        except OSError:
+            return False
+        return any(_hash(file) == recorded for file in self._files() if file.name != HASH)
 
     def remove(self) -> None:
-        """A process that has loaded the library keeps it."""
+        """A process that has loaded the result keeps it."""
+        if self.path.is_file():
+            self.path.unlink(missing_ok=True)
         shutil.rmtree(self.path, ignore_errors=True)
+
+    def _files(self) -> list[Path]:
+        return [self.path] if self.path.is_file() else [file for file in self.path.iterdir() if file.is_file()]
 
 
 def entries() -> list[Entry]:
@@ -120,8 +134,7 @@ def entries() -> list[Entry]:
     Raises:
         CacheError: there is no folder, or others may write to it.
     """
-    folders = (path for path in cache_directory().iterdir() if path.is_dir() and not path.name.startswith("making-"))
-    return [Entry(path) for path in sorted(folders)]
+    return [Entry(path) for path in sorted(cache_directory().iterdir()) if not path.name.startswith("making-")]
 
 
 @dataclass(frozen=True)
@@ -194,7 +207,7 @@ def cached(name: str, result: str, fill: Callable[[Path], None]) -> Path:
 def _is_sound(entry: Path, result: str = "kernel.so") -> bool:
     """Whether an entry is there and its result is the one that was made."""
     try:
-        return _hash(entry / result) == (entry / "kernel.sha256").read_text()
+        return _hash(entry / result) == (entry / HASH).read_text()
     except OSError:
         return False
 
@@ -209,7 +222,7 @@ def _make(entry: Path, result: str, fill: Callable[[Path], None]) -> None:
         made = Path(scratch) / "entry"
         made.mkdir(mode=0o700)
         fill(made)
-        (made / "kernel.sha256").write_text(_hash(made / result))
+        (made / HASH).write_text(_hash(made / result))
         if entry.exists() and not _is_sound(entry, result):
             shutil.rmtree(entry, ignore_errors=True)
         try:

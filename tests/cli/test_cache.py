@@ -7,6 +7,8 @@ import pytest
 
 from samoyeds_codegen import build
 from samoyeds_codegen.cpp import ops
+from samoyeds_codegen.errors import CompilationError
+from samoyeds_codegen.triton.build import load_text
 from tests.cli.run import run
 
 TEXT = '// A number. Generated, do not edit.\nextern "C" int number() { return %d; }\n'
@@ -15,6 +17,7 @@ TEXT = '// A number. Generated, do not edit.\nextern "C" int number() { return %
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two entries."""
+    ops.ops_library()  # a process loads it once, and not from here
     monkeypatch.setenv(build.DIRECTORY_VARIABLE, str(tmp_path))
     build.load_all([build.Source("number", TEXT % i) for i in range(2)])
     return tmp_path / "kernels"
@@ -50,7 +53,21 @@ def test_folder_that_others_may_write_to(tmp_path: Path, monkeypatch: pytest.Mon
     assert done.exit_code == 2 and "may be written by others" in done.stderr
 
 
-def test_doctor() -> None:
+def test_cubins_and_triton_texts(cache: Path) -> None:
+    """They lie there too, with other results."""
+    build.cached("cuda-sm_90-0", "kernel.cubin", lambda folder: (folder / "kernel.cubin").write_bytes(b"cubin"))
+    load_text("up", '"""Samoyeds numbers.\n\nGenerated, do not edit.\n"""\nNUMBER = 3\n')
+    found = {entry["name"].rpartition("-")[0]: entry for entry in json.loads(run("cache", "ls", "--json").stdout)}
+    assert {name: entry["sound"] for name, entry in found.items()} == dict.fromkeys(
+        ("number", "cuda-sm_90", "triton-up"), True
+    )
+    assert found["triton-up"]["title"] == "Samoyeds numbers."
+    (cache / found["triton-up"]["name"]).write_text("NUMBER = 4\n")
+    assert run("cache", "verify").exit_code == 1
+    assert json.loads(run("cache", "clear", "--json").stdout)["removed"] == 4 and not list(cache.iterdir())
+
+
+def test_doctor(cache: Path) -> None:
     done = run("doctor", "--json")
     assert done.exit_code == 0, done.stdout
     checks = {check["name"]: check for check in json.loads(done.stdout)}
@@ -59,13 +76,17 @@ def test_doctor() -> None:
     assert "samoyeds doctor" in run("doctor").stdout
 
 
-def test_doctor_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_without_a_compiler(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> None:
+        raise CompilationError("g++ kernel.cpp:\nno such header")
+
     monkeypatch.setenv("CXX", "no-such-compiler")
-    ops.ops_library.cache_clear()
+    monkeypatch.setattr(ops, "ops_library", fails)
     done = run("doctor", "--json")
     checks = {check["name"]: check for check in json.loads(done.stdout)}
-    assert done.exit_code == 1 and checks["compiler"]["state"] == "bad"
+    assert done.exit_code == 1 and checks["compiler"]["state"] == checks["ops in C++"]["state"] == "bad"
     assert "no-such-compiler" in checks["compiler"]["found"] and checks["compiler"]["remedy"]
+    assert checks["ops in C++"]["found"] == "g++ kernel.cpp:" and checks["cache"]["state"] == "ok"
 
 
 def test_doctor_sees_a_spoiled_cache(cache: Path) -> None:
