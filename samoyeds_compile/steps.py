@@ -77,7 +77,7 @@ class Steps:
         """Note how blocks are computed, and dump the text of kernels."""
         self.report.kernels = [str(choice) for choice in choices]
         if self.dump is not None:
-            self.dump.kernels(dict(text for choice in choices for text in choice.texts))
+            self.dump.kernels({name: text for choice in choices for name, text in choice.texts().items()})
 
     def _verify(self, step: str) -> None:
         for module in graph_modules(self.gm):

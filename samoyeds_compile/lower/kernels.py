@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,14 +28,14 @@ class KernelChoice:
         packed: whether its weights are packed.
         kernel: what the report calls the kernel; None if there is none.
         reason: why there is none.
-        texts: what was generated, by names of files.
+        texts: gives what was generated, by names of files; only a dump asks.
         triton: whether the kernel is one for CUDA devices.
     """
 
     packed: bool
     kernel: str | None
     reason: str = ""
-    texts: tuple[tuple[str, str], ...] = ()
+    texts: Callable[[], Mapping[str, str]] = dict
     triton: bool = False
 
     @property
@@ -106,5 +106,4 @@ def _compiled(spec: ExpertsSpec | DenseExpertsSpec) -> KernelChoice:
         return KernelChoice(packed, None, f"{type(error).__name__}: {error}")
     kind, isa = "packed" if packed else "dense", kernel.isa
     name = f"{kind}_{spec.dtype}_{isa.name}_{hashlib.sha256(spec.name.encode()).hexdigest()[:8]}.cpp"
-    texts = ((name, emit(spec, isa)),)
-    return KernelChoice(packed, f"kernel of {kind} experts, {spec}, {isa.name}", texts=texts)
+    return KernelChoice(packed, f"kernel of {kind} experts, {spec}, {isa.name}", texts=lambda: {name: emit(spec, isa)})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
@@ -12,6 +13,7 @@ from samoyeds_codegen.triton.emit import emit
 from samoyeds_codegen.triton.kernel import interprets
 from samoyeds_codegen.triton.prove import proven
 from samoyeds_codegen.triton.select import kernels
+from samoyeds_codegen.triton.spec import ExpertsSpec
 from samoyeds_compile.ops.experts_triton import triton_spec, weight_form
 
 
@@ -35,8 +37,8 @@ def triton_kernel(
     compute_dtype: torch.dtype,
     *,
     bias: bool,
-) -> tuple[str | None, str, tuple[tuple[str, str], ...]]:
-    """What the report calls the kernels of a block, or None; why there are none; and their texts by names of files.
+) -> tuple[str | None, str, Callable[[], Mapping[str, str]]]:
+    """What the report calls the kernels of a block, or None; why there are none; and what gives their texts.
 
     Asked for the first time in a process, the kernels of a specification are compiled and run on small problems on the
     device of the weights, and compared with plain torch; the answer is kept.
@@ -48,20 +50,24 @@ def triton_kernel(
     """
     spec = triton_spec(gate, up, down, activation, gate_up_layout, weight_layout, weighting, compute_dtype)
     if isinstance(spec, str):
-        return None, spec, ()
+        return None, spec, dict
     if torch.is_grad_enabled():
-        return None, "gradients are enabled; compile and run under torch.no_grad()", ()
+        return None, "gradients are enabled; compile and run under torch.no_grad()", dict
     try:
         interpreted = interprets()
     except KernelError as error:
-        return None, f"{type(error).__name__}: {error}", ()
+        return None, f"{type(error).__name__}: {error}", dict
     device = up[0].device
     if device.type != "cuda" and not interpreted:
-        return None, f"Triton kernels do not run on {device}", ()
+        return None, f"Triton kernels do not run on {device}", dict
     form = weight_form(gate, up, down, gate_up_layout, weight_layout, bias)
     with unset_fake_temporarily(), torch.inference_mode(False), torch.no_grad():
         reason = proven(spec, form, device)
     if reason:
-        return None, f"Triton kernels were refused: {reason}", ()
-    texts = {f"triton_{kernel.op}_{number}.py": emit(kernel) for number, kernel in enumerate(kernels(spec))}
-    return f"Triton kernels of {spec}", "", tuple(texts.items())
+        return None, f"Triton kernels were refused: {reason}", dict
+    return f"Triton kernels of {spec}", "", partial(_texts, spec)
+
+
+def _texts(spec: ExpertsSpec) -> dict[str, str]:
+    """All kernels that a call may choose, by names of files."""
+    return {f"triton_{kernel.op}_{number}.py": emit(kernel) for number, kernel in enumerate(kernels(spec))}
