@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from samoyeds_codegen.cpp.spec import ExpertsSpec
+from samoyeds_codegen.cpp.spec import STRIP, ExpertsSpec
 from samoyeds_codegen.errors import UnsupportedSpecError
 from samoyeds_codegen.expr import ExpressionError
 from samoyeds_compile.ops.library import define_composite
@@ -58,7 +58,8 @@ def experts_packed(
     width = _rows(up_E) // (2 if gate_up_layout in ("concatenated", "interleaved") else 1)
     rows_of_biases = (width, _rows(up_E), _rows(down_E))
     return torch.ops.samoyeds.sparse_experts(  # type: ignore[no-any-return]
-        x_TH.to(compute_dtype), expert_ids_TK, expert_weights_TK, *map(_storage, (gate_E, up_E, down_E)),
+        x_TH.to(compute_dtype), expert_ids_TK, expert_weights_TK,
+        *(_storage(weights, spec.strips) for weights in (gate_E, up_E, down_E)),
         *(_bias(bias, rows, compute_dtype) for bias, rows in zip(biases, rows_of_biases, strict=True)),
         spec.name, width, gate_up_layout,
         out_dtype or torch.promote_types(compute_dtype, expert_weights_TK.dtype),
@@ -96,10 +97,19 @@ def kernel_spec(
     dtype = str(compute_dtype).removeprefix("torch.")
     try:
         return ExpertsSpec(
-            dtype, config.n, config.m, config.vector, config.group, activation, gate_up_layout != "none"
+            dtype, config.n, config.m, config.vector, config.group, activation, gate_up_layout != "none",
+            _in_strips(up_E, packed, gate_up_layout),
         )  # fmt: skip
     except (UnsupportedSpecError, ExpressionError) as error:
         return str(error)
+
+
+def _in_strips(up_E: Sequence[Tensor], packed: Sequence[PackedTensor], layout: str) -> bool:
+    """Whether all matrices lie in strips, and no strip has gate rows and up rows; else they are read as canonical."""
+    config = packed[0].form.config
+    halves = 2 if layout in ("concatenated", "interleaved") else 1
+    whole = _rows(up_E) // halves % (STRIP * config.m // config.n) == 0
+    return whole and all(w.form.strips for w in packed)
 
 
 def _is_interleaved(weights: Sequence[Tensor]) -> bool:
@@ -112,9 +122,9 @@ def _rows(weights: Sequence[Tensor]) -> int:
     return weights[0].form.rows
 
 
-def _storage(weights: Sequence[Tensor]) -> list[Tensor]:
-    """Canonical storage as `sparse_experts` takes it: all values, then all metadata, then all selections."""
-    packed = [w for w in weights if isinstance(w, PackedTensor)]
+def _storage(weights: Sequence[Tensor], strips: bool) -> list[Tensor]:
+    """Storage as `sparse_experts` takes it: all values, then all metadata, then all selections."""
+    packed = [w.in_order(strips) for w in weights if isinstance(w, PackedTensor)]
     parts: list[list[Tensor | None]] = [
         [w.kept for w in packed],
         [w.metadata for w in packed],

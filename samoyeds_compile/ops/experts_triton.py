@@ -137,8 +137,8 @@ def _stored(weights: Sequence[Tensor]) -> list[Tensor]:
     """A dense stack, or values, metadata and, if it is stored, selection of a packed one."""
     if not weights or not isinstance(weights[0], PackedTensor):
         return list(weights)
-    inner = (weights[0].kept, weights[0].metadata, weights[0].selection)
-    return [tensor for tensor in inner if tensor is not None]
+    packed = weights[0].packed
+    return [tensor for tensor in (packed.values, packed.metadata, packed.selection) if tensor is not None]
 
 
 define_composite(f"experts_triton({OPERANDS}) -> Tensor", experts_triton)

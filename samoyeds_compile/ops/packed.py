@@ -12,19 +12,21 @@ from samoyeds_compile.ops.library import define_opaque
 from samoyeds_compile.sparsity.config import SparsityConfig
 from samoyeds_compile.sparsity.pack import PackedWeight
 from samoyeds_compile.sparsity.pack import unpack as unpack_weight
+from samoyeds_compile.sparsity.strips import from_strips
 
 
 def unpack(
     values: Tensor, metadata: Tensor | None, selection: Tensor | None, n: int, m: int, vector: int, inner: str,
     group: int, rows: int, cols: int,
+    strips: bool,
 ) -> Tensor:  # fmt: skip
-    """The dense weight [..., rows, cols] of canonical storage (see `PackedWeight`)."""
-    return unpack_weight(_packed(values, metadata, selection, n, m, vector, inner, group, rows, cols))
+    """The dense weight [..., rows, cols] of storage (see `PackedWeight`), in strips or canonical."""
+    return unpack_weight(_packed(values, metadata, selection, n, m, vector, inner, group, rows, cols, strips))
 
 
 def packed_grouped_mm(
     x_SI: Tensor, offsets_E: Tensor, in_out: bool, values: Tensor, metadata: Tensor | None, selection: Tensor | None,
-    n: int, m: int, vector: int, inner: str, group: int, rows: int, cols: int,
+    n: int, m: int, vector: int, inner: str, group: int, rows: int, cols: int, strips: bool,
 ) -> Tensor:  # fmt: skip
     """``x[s] @ W[e].T`` for the rows s of every expert e, W[e] unpacked one expert after the other on CPU.
 
@@ -35,11 +37,12 @@ def packed_grouped_mm(
         values, metadata, selection: of a stack of E matrices [rows, cols].
         n, m, vector, inner, group: of the pattern.
         rows, cols: of a dense matrix.
+        strips: whether storage is in strips, else it is canonical.
 
     Returns:
         [S, rows], or [S, cols] if ``in_out``; rows after the last run are zero.
     """
-    pattern = (n, m, vector, inner, group, rows, cols)
+    pattern = (n, m, vector, inner, group, rows, cols, strips)
     if x_SI.device.type != "cpu":
         weight = unpack(values, metadata, selection, *pattern)
         return torch._grouped_mm(x_SI, weight if in_out else weight.transpose(-2, -1), offs=offsets_E)
@@ -60,26 +63,29 @@ def _of(stack: Tensor | None, expert: int) -> Tensor | None:
 def _packed(
     values: Tensor, metadata: Tensor | None, selection: Tensor | None, n: int, m: int, vector: int, inner: str,
     group: int, rows: int, cols: int,
+    strips: bool,
 ) -> PackedWeight:  # fmt: skip
-    return PackedWeight(values, metadata, selection, (rows, cols), SparsityConfig(n, m, vector, inner, group))
+    packed = PackedWeight(values, metadata, selection, (rows, cols), SparsityConfig(n, m, vector, inner, group))
+    return from_strips(packed) if strips else packed
 
 
 def _unpack_fake(
     values: Tensor, metadata: Tensor | None, selection: Tensor | None, n: int, m: int, vector: int, inner: str,
     group: int, rows: int, cols: int,
+    strips: bool,
 ) -> Tensor:  # fmt: skip
     return values.new_empty(*values.shape[:-2], rows, cols)
 
 
 def _grouped_fake(
     x_SI: Tensor, offsets_E: Tensor, in_out: bool, values: Tensor, metadata: Tensor | None, selection: Tensor | None,
-    n: int, m: int, vector: int, inner: str, group: int, rows: int, cols: int,
+    n: int, m: int, vector: int, inner: str, group: int, rows: int, cols: int, strips: bool,
 ) -> Tensor:  # fmt: skip
     return x_SI.new_empty(x_SI.shape[0], cols if in_out else rows)
 
 
 _STORED = "Tensor values, Tensor? metadata, Tensor? selection, "
-_PATTERN = _STORED + "int n, int m, int vector, str inner, int group, int rows, int cols"
+_PATTERN = _STORED + "int n, int m, int vector, str inner, int group, int rows, int cols, bool strips"
 define_opaque(f"unpack({_PATTERN}) -> Tensor", unpack, _unpack_fake)
 define_opaque(
     f"packed_grouped_mm(Tensor x, Tensor offsets, bool in_out, {_PATTERN}) -> Tensor", packed_grouped_mm, _grouped_fake

@@ -20,6 +20,7 @@ from samoyeds_compile.ops.moe_experts import moe_experts
 from samoyeds_compile.ops.one_kernel import check_tokens, define_kernel_op
 from samoyeds_compile.sparsity.config import SparsityConfig
 from samoyeds_compile.sparsity.pack import packed_shapes
+from samoyeds_compile.sparsity.strips import fits
 from samoyeds_compile.sparsity.tensor import Form, PackedTensor
 
 logger = logging.getLogger(__name__)
@@ -48,10 +49,11 @@ def sparse_experts(
         x_TH: tokens in the dtype of the weights.
         expert_ids_TK: integers; what is no expert contributes nothing.
         expert_weights_TK: routing weights; they multiply what the experts give.
-        gate, up, down: canonical storage (see `PackedWeight`): values, metadata and, if n < m, selection; each as one
-            stack [E, ...], or as a tensor for each expert, all values first. Gate only with layout ``separate``.
+        gate, up, down: storage (see `PackedWeight`), canonical or in strips, as the kernel says: values, metadata
+            and, if n < m, selection; each as one stack [E, ...], or as a tensor for each expert, all values first.
+            Gate only with layout ``separate``.
         gate_bias_E, up_bias_E, down_bias_E: [E, rows], in the dtype of the weights.
-        kernel: pattern, dtype and activation, as `ExpertsSpec.name` writes them.
+        kernel: pattern, dtype, order and activation, as `ExpertsSpec.name` writes them.
         width: I.
         gate_up_layout: one of `operands.GATE_UP_LAYOUTS`. Storage has all gate rows before all up rows also if it is
             ``interleaved``; the bias alternates then.
@@ -64,15 +66,14 @@ def sparse_experts(
         OperandError: an operand does not fit the others.
     """
     spec = ExpertsSpec.named(kernel)
-    config = SparsityConfig(spec.n, spec.m, spec.vector, group=spec.group)
     biases = (gate_bias_E, up_bias_E, down_bias_E)
-    _check(x_TH, expert_ids_TK, expert_weights_TK, gate, up, down, biases, config, width, gate_up_layout)
+    _check(x_TH, expert_ids_TK, expert_weights_TK, gate, up, down, biases, spec, width, gate_up_layout)
     try:
         experts_kernel(spec)
     except KernelError as error:
         logger.warning("samoyeds::sparse_experts runs without a kernel: %s", error)
         return _without_kernel(x_TH, expert_ids_TK, expert_weights_TK, gate, up, down, gate_bias_E, up_bias_E,
-                               down_bias_E, config, width, spec.activation, gate_up_layout, out_dtype)  # fmt: skip
+                               down_bias_E, spec, width, gate_up_layout, out_dtype)  # fmt: skip
     return torch.ops.samoyeds.sparse_experts(  # type: ignore[no-any-return]
         x_TH, expert_ids_TK, expert_weights_TK, gate, up, down, gate_bias_E, up_bias_E, down_bias_E, kernel,
         width, gate_up_layout, out_dtype,
@@ -99,9 +100,8 @@ def _without_kernel(
     gate_bias_E: Tensor | None,
     up_bias_E: Tensor | None,
     down_bias_E: Tensor | None,
-    config: SparsityConfig,
+    spec: ExpertsSpec,
     width: int,
-    activation: str,
     gate_up_layout: str,
     out_dtype: torch.dtype,
 ) -> Tensor:
@@ -111,17 +111,21 @@ def _without_kernel(
         up_bias_E = None if up_bias_E is None else torch.cat([up_bias_E[:, ::2], up_bias_E[:, 1::2]], dim=1)
     hidden = x_TH.shape[1]
     return moe_experts(
-        x_TH, expert_ids_TK, expert_weights_TK, _wrapped(gate, config, width, hidden),
-        _wrapped(up, config, packed_rows, hidden), _wrapped(down, config, hidden, width), gate_bias_E, up_bias_E,
-        down_bias_E, activation, gate_up_layout, "out_in", "output", x_TH.dtype, out_dtype,
+        x_TH, expert_ids_TK, expert_weights_TK, _wrapped(gate, spec, width, hidden),
+        _wrapped(up, spec, packed_rows, hidden), _wrapped(down, spec, hidden, width), gate_bias_E, up_bias_E,
+        down_bias_E, spec.activation, gate_up_layout, "out_in", "output", x_TH.dtype, out_dtype,
     )  # fmt: skip
 
 
-def _wrapped(tensors: Sequence[Tensor], config: SparsityConfig, rows: int, cols: int) -> list[Tensor]:
+def _config(spec: ExpertsSpec) -> SparsityConfig:
+    return SparsityConfig(spec.n, spec.m, spec.vector, group=spec.group)
+
+
+def _wrapped(tensors: Sequence[Tensor], spec: ExpertsSpec, rows: int, cols: int) -> list[Tensor]:
     """The matrices as packed tensors again."""
-    values, metadata, *selection = _split(tensors, 3 if config.n < config.m else 2)
+    values, metadata, *selection = _split(tensors, 3 if spec.n < spec.m else 2)
     choices = selection[0] if selection else [None] * len(values)
-    form = Form(config, rows, cols)
+    form = Form(_config(spec), rows, cols, strips=spec.strips)
     return [PackedTensor(v, d, s, form) for v, d, s in zip(values, metadata, choices, strict=True)]
 
 
@@ -133,12 +137,16 @@ def _check(
     up: Sequence[Tensor],
     down: Sequence[Tensor],
     biases: Sequence[Tensor | None],
-    config: SparsityConfig,
+    spec: ExpertsSpec,
     width: int,
     gate_up_layout: str,
 ) -> None:
     """Everything that a kernel takes for granted, as it would read beyond its operands."""
-    op, hidden = "sparse_experts", x_TH.shape[-1]
+    op, hidden, config = "sparse_experts", x_TH.shape[-1], _config(spec)
+    if spec.strips and not all(fits(*size, config, x_TH.dtype) for size in ((width, hidden), (hidden, width))):
+        raise bad_operand(
+            op, "kernel", "reads strips, and matrices are no whole ones", "pass the one for canonical rows"
+        )
     check_tokens(op, x_TH, expert_ids_TK, expert_weights_TK)
     rows = 2 * width if gate_up_layout in ("concatenated", "interleaved") else width
     experts = _experts(up, 3 if config.n < config.m else 2)

@@ -38,8 +38,9 @@ def save_sparse(state: nn.Module | Mapping[str, Tensor], path: str | Path) -> No
     forms: dict[str, Any] = {}
     for name, tensor in (state.state_dict() if isinstance(state, nn.Module) else state).items():
         if isinstance(tensor, PackedTensor):
-            forms[name] = dataclasses.asdict(tensor.form)
-            parts = {"values": tensor.kept, "metadata": tensor.metadata, "selection": tensor.selection}
+            forms[name] = {key: value for key, value in dataclasses.asdict(tensor.form).items() if key != "strips"}
+            packed = tensor.packed
+            parts = {"values": packed.values, "metadata": packed.metadata, "selection": packed.selection}
             tensors |= {f"{name}.{part}": t.detach().contiguous() for part, t in parts.items() if t is not None}
         else:
             tensors[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -121,7 +122,7 @@ def _packed(name: str, parts: dict[str, Tensor | None], form: Form, path: str | 
         raise CheckpointError(f"{path}: {name} {problem}; the file is damaged, copy or download it again")
     values, metadata, selection = parts["values"], parts["metadata"], parts["selection"]
     assert values is not None
-    return PackedTensor(values, metadata, selection, form)
+    return PackedTensor(values, metadata, selection, form).arranged()
 
 
 def _problem(parts: dict[str, Tensor | None], form: Form) -> str | None:

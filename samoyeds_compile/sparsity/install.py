@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from samoyeds_compile.sparsity.config import SparsityConfig
 from samoyeds_compile.sparsity.pack import pack, packed_shapes
+from samoyeds_compile.sparsity.pages import advise_huge
 from samoyeds_compile.sparsity.projections import Projection
 from samoyeds_compile.sparsity.prune import PrunedRows
+from samoyeds_compile.sparsity.strips import fits, to_strips_
 from samoyeds_compile.sparsity.tensor import Form, PackedTensor
 
 
@@ -57,7 +59,11 @@ class Packing:
 
     def replacement(self) -> Replacement:
         """What is to take the place of the dense parameter."""
-        parameter = nn.Parameter(self.weight, requires_grad=False)
+        weight = self.weight
+        if fits(weight.form.rows, weight.form.cols, weight.form.config, weight.dtype) and weight.device.type == "cpu":
+            to_strips_(weight.packed)
+            weight = weight.with_inner(Tensor.detach, replace(weight.form, strips=True))
+        parameter = nn.Parameter(weight, requires_grad=False)
         return Replacement(self.projection.owner, self.projection.attribute, parameter)
 
 
@@ -67,7 +73,7 @@ def packed(projection: Projection, config: SparsityConfig) -> Packing:
     lead = (projection.experts,) if projection.stacked else ()
     dtypes = {"values": dense.dtype, "metadata": torch.int16, "selection": torch.uint8}
     values, metadata, selection = (
-        None if size is None else torch.empty(*lead, *size, dtype=dtypes[part], device=dense.device)
+        None if size is None else advise_huge(torch.empty(*lead, *size, dtype=dtypes[part], device=dense.device))
         for part, size in packed_shapes(*shape, config).items()
     )
     assert values is not None

@@ -19,6 +19,7 @@ from samoyeds_compile.sparsity.config import SparsityConfig
 from samoyeds_compile.sparsity.layout import StorageLayout
 from samoyeds_compile.sparsity.pack import PackedWeight, pack
 from samoyeds_compile.sparsity.solver import require_matrix
+from samoyeds_compile.sparsity.strips import fits, from_strips, to_strips
 
 aten = torch.ops.aten
 
@@ -33,6 +34,7 @@ class Form:
         flipped: the tensor is [..., cols, rows].
         interleaved: gate and up rows alternate in the tensor; packed are all gate rows, then all up rows.
         flat: the tensor has the matrices of a stack one below the other, [E * ., .].
+        strips: inner tensors are not canonical but in strips (`samoyeds_compile.sparsity.strips`).
     """
 
     config: SparsityConfig
@@ -41,6 +43,7 @@ class Form:
     flipped: bool = False
     interleaved: bool = False
     flat: bool = False
+    strips: bool = False
 
     @property
     def layout(self) -> StorageLayout:
@@ -49,13 +52,15 @@ class Form:
 
     @property
     def numbers(self) -> tuple[Any, ...]:
-        """The pattern as arguments of ``samoyeds::unpack``."""
+        """The pattern and order as arguments of ``samoyeds::unpack``."""
         c = self.config
-        return c.n, c.m, c.vector, c.inner, c.group, self.rows, self.cols
+        return c.n, c.m, c.vector, c.inner, c.group, self.rows, self.cols, self.strips
 
 
 class PackedTensor(Tensor):
     """A sparse weight [rows, cols] or [E, rows, cols], stored as `PackedWeight` says; ``kept`` are its values.
+
+    On a CPU the same bits lie in strips if they fit, which its kernels read faster; checkpoints are always canonical.
 
     Frozen: it has no gradient of its own, but gradients flow through its products to what it is multiplied with.
     """
@@ -67,7 +72,7 @@ class PackedTensor(Tensor):
 
     @staticmethod
     def __new__(cls, kept: Tensor, metadata: Tensor | None, selection: Tensor | None, form: Form) -> PackedTensor:
-        """Wrap canonical storage."""
+        """Wrap storage."""
         size, strides = _size(kept, form)
         # In inference mode too: a view must be a tensor of the same kind as the weight that it is a view of.
         with torch.inference_mode(False):
@@ -102,19 +107,35 @@ class PackedTensor(Tensor):
             raise SparsityError(f"{name}: has {weight.dim()} dimensions; pass a matrix or a stack of them")
         packed = pack(StorageLayout(transposed, interleaved, flat).to_rows(weight.detach(), name), config, name)
         form = Form(config, *packed.shape, flipped=transposed, interleaved=interleaved, flat=bool(flat))
-        return cls(packed.values, packed.metadata, packed.selection, form)
+        return cls(packed.values, packed.metadata, packed.selection, form).arranged()
 
     @property
     def packed(self) -> PackedWeight:
-        """The canonical storage."""
-        return PackedWeight(
-            self.kept, self.metadata, self.selection, (self.form.rows, self.form.cols), self.form.config
-        )
+        """The canonical storage; a copy if this is in strips."""
+        return from_strips(self._stored) if self.form.strips else self._stored
 
     @property
     def packed_nbytes(self) -> int:
         """Bytes in memory; ``nbytes`` is what the dense tensor would take."""
-        return self.packed.nbytes
+        return self._stored.nbytes
+
+    @property
+    def _stored(self) -> PackedWeight:
+        """What there is, in whatever order."""
+        shape = (self.form.rows, self.form.cols)
+        return PackedWeight(self.kept, self.metadata, self.selection, shape, self.form.config)
+
+    def arranged(self) -> PackedTensor:
+        """In the order that kernels of its device read; itself if it is."""
+        form = self.form
+        return self.in_order(self.device.type == "cpu" and fits(form.rows, form.cols, form.config, self.dtype))
+
+    def in_order(self, strips: bool) -> PackedTensor:
+        """In strips, which its sizes must fit, or canonical; itself if it is."""
+        if strips == self.form.strips:
+            return self
+        made = to_strips(self._stored) if strips else self.packed
+        return PackedTensor(made.values, made.metadata, made.selection, replace(self.form, strips=strips))
 
     def to_dense(self, *args: Any, **kwargs: Any) -> Tensor:
         """The dense weight, as it was given to `from_dense`."""
@@ -216,8 +237,11 @@ def _to_copy(weight: PackedTensor, *, dtype: torch.dtype | None = None, **kwargs
     device, non_blocking = kwargs.get("device"), kwargs.get("non_blocking", False)
     if dtype is not None and not dtype.is_floating_point:
         raise SparsityError(f"PackedTensor: cannot be {dtype}; pass a floating dtype, or use .to_dense()")
-    moved = weight.with_inner(lambda t: t.to(device=device, non_blocking=non_blocking, copy=True))
-    return PackedTensor(moved.kept.to(dtype or moved.kept.dtype), moved.metadata, moved.selection, moved.form)
+    stays = dtype in (None, weight.dtype) and device in (None, weight.device)
+    source = weight if stays else weight.in_order(strips=False)  # strips depend on both
+    moved = source.with_inner(lambda t: t.to(device=device, non_blocking=non_blocking, copy=True))
+    found = PackedTensor(moved.kept.to(dtype or moved.kept.dtype), moved.metadata, moved.selection, moved.form)
+    return found if stays else found.arranged()
 
 
 def _transpose(weight: PackedTensor, first: int = -2, second: int = -1) -> PackedTensor:
@@ -292,9 +316,10 @@ def _copy(weight: PackedTensor, source: Tensor, non_blocking: bool = False) -> P
         source = PackedTensor.from_dense(
             source, form.config, transposed=form.flipped, interleaved=form.interleaved, flat=flat
         )
-    if source.form != weight.form:
+    if replace(source.form, strips=weight.form.strips) != weight.form:
         raise SparsityError(f"PackedTensor: {source.form} cannot be copied into {weight.form}; load the same config")
-    for mine, theirs in zip(_inner(weight), _inner(source), strict=True):
+    in_order = _to_copy(source, dtype=weight.dtype).in_order(weight.form.strips)
+    for mine, theirs in zip(_inner(weight), _inner(in_order), strict=True):
         mine.copy_(theirs, non_blocking=non_blocking)
     return weight
 
@@ -342,10 +367,10 @@ def _packed_product(x: Tensor, weight: PackedTensor, offsets: Tensor, in_out: bo
     form = weight.form
     if form.interleaved or x.dim() != 2 or weight.dim() != 3:
         return None
-    values = weight.kept if weight.dtype == x.dtype else weight.kept.to(x.dtype)
+    weight = weight if weight.dtype == x.dtype else _to_copy(weight, dtype=x.dtype)
     by_rows = in_out != form.flipped  # the sum runs over the rows of the canonical matrix
     product: Tensor = torch.ops.samoyeds.packed_grouped_mm(
-        x, offsets, by_rows, values, weight.metadata, weight.selection, *form.numbers
+        x, offsets, by_rows, weight.kept, weight.metadata, weight.selection, *weight.form.numbers
     )
     return product
 

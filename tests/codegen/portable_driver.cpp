@@ -10,7 +10,7 @@ static float uniform() { return float(next_random() % 2001) / 1000 - 1; }
 static void set(float& to, float x) { to = x; }
 static void set(bf16& to, float x) { to = to_bf16(x); }
 
-// A projection of all experts with random weights: canonical storage, and the same matrices dense.
+// A projection of all experts with random weights: storage, in strips or canonical, and the same matrices dense.
 struct Projection {
   int64_t experts, rows, cols, padded, blocks, condensed;
   std::vector<Weight> values;
@@ -23,7 +23,7 @@ struct Projection {
         values(size_t(e * condensed * padded / 2)), metadata(size_t(e * condensed * padded / 16)),
         selection(size_t(e * ceil_div(blocks, GROUP) * N * (padded / V))), dense(size_t(e * r * padded)) {
     for (int64_t i = 0; i < int64_t(selection.size()); ++i) {
-      const int64_t j = i / (padded / V) % N;
+      const int64_t j = (IN_STRIPS && GROUP == 1 ? i % 16 : i / (padded / V)) % N;
       selection[size_t(i)] = uint8_t(j * (M / N) + next_random() % (M / N));
     }
     for (int64_t e = 0; e < experts; ++e)
@@ -31,18 +31,33 @@ struct Projection {
         for (int64_t group = 0; group < padded / 4; ++group) keep(e, row, group);
   }
 
+  // Where in an expert's storage things of a condensed row are.
+  int64_t value_at(int64_t row, int64_t group, int i) const {
+    if (!IN_STRIPS) return row * (padded / 2) + group * 2 + i;
+    const int64_t four = (row / 16 * (padded / 32) + group / 8) * 8 + group % 8;
+    return four * 32 + (sizeof(Weight) == 2 ? row % 16 * 2 + i : i * 16 + row % 16);
+  }
+  int64_t word_at(int64_t row, int64_t group) const {
+    if (!IN_STRIPS) return row * (padded / 16) + group / 4;
+    return ((row / 16 * (padded / 32) + group / 8) * 16 + row % 16) * 2 + group % 8 / 4;
+  }
+  int64_t choice_at(int64_t row, int64_t vector) const {
+    if (IN_STRIPS && GROUP == 1) return (row / 16 * (padded / V) + vector) * 16 + row % 16;
+    return (row / N / GROUP * N + row % N) * (padded / V) + vector;
+  }
+
   void keep(int64_t e, int64_t row, int64_t group) {
     static const int pairs[6][2] = {{0, 1}, {0, 2}, {0, 3}, {1, 2}, {1, 3}, {2, 3}};
     const int* pair = pairs[next_random() % 6];
-    metadata[size_t((e * condensed + row) * (padded / 16) + group / 4)] |=
+    metadata[size_t(e * condensed * (padded / 16) + word_at(row, group))] |=
         uint16_t((pair[0] | pair[1] << 2) << group % 4 * 4);
-    const int64_t block = row / N, choices = ceil_div(blocks, GROUP) * N;
-    const int64_t choice = (e * choices + block / GROUP * N + row % N) * (padded / V) + group * 4 / V;
-    const int64_t output = N == M ? row : block * M + selection[size_t(choice)];
+    const int64_t choices = ceil_div(blocks, GROUP) * N * (padded / V);
+    const int64_t choice = e * choices + choice_at(row, group * 4 / V);
+    const int64_t output = N == M ? row : row / N * M + selection[size_t(choice)];
     for (int i = 0; i < 2; ++i) {
       const int64_t column = group * 4 + pair[i];
       if (column >= cols || output >= rows) continue;
-      Weight& value = values[size_t((e * condensed + row) * (padded / 2) + group * 2 + i)];
+      Weight& value = values[size_t(e * condensed * (padded / 2) + value_at(row, group, i))];
       set(value, uniform());
       dense[size_t((e * rows + output) * padded + column)] = to_float(value);
     }
@@ -103,8 +118,8 @@ static double error(int64_t tokens, int64_t hidden, int64_t width) {
 int main() {
   double worst = 0;
   for (const int64_t tokens : {1, 5, 60})
-    for (const auto& [hidden, width] : {std::pair<int64_t, int64_t>{64, 32}, {40, 36}, {100, 20}})
-      worst = std::max(worst, error(tokens, hidden, width));
+    for (const auto& [hidden, width] : {std::pair<int64_t, int64_t>{64, 32}, {40, 36}, {100, 20}, {96, 160}})
+      if (!IN_STRIPS || (hidden % 32 == 0 && width % 32 == 0)) worst = std::max(worst, error(tokens, hidden, width));
   std::printf("%g\n", worst);
   return 0;
 }

@@ -41,8 +41,16 @@ def test_names_of_specifications() -> None:
     """Ops look kernels up by them; spaces in the activation stay."""
     plain = DenseExpertsSpec("float32", "square(relu(x))", False)
     packed = ExpertsSpec("float32", 2, 4, 64, 16, "square(relu(x))", False)
-    for spec in (SPEC, packed, plain, replace(plain, by_columns=True)):
+    for spec in (SPEC, replace(SPEC, strips=True), packed, plain, replace(plain, by_columns=True)):
         assert type(spec).named(spec.name) == spec
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+def test_strips(isa) -> None:
+    text = emit(replace(SPEC, strips=True), isa)
+    assert text.startswith(f"// Samoyeds experts: bfloat16 1:2:32+2:4 {SPEC.activation} in strips, for {isa.name}.")
+    assert "constexpr int PANEL = 32;" in text and max(map(len, text.splitlines())) <= 120
+    assert ("namespace many = amx;" in text) == (isa == AMX)
 
 
 @pytest.mark.parametrize("by_columns", [False, True], ids=["rows", "columns"])
@@ -66,7 +74,7 @@ def test_flags() -> None:
 
 def test_every_template_is_used() -> None:
     dense = DenseExpertsSpec("bfloat16", SPEC.activation, True)
-    specs = (SPEC, dense, replace(dense, by_columns=True))
+    specs = (SPEC, replace(SPEC, strips=True), dense, replace(dense, by_columns=True))
     texts = [emit_ops(), *(emit(spec, isa) for isa in ISAS for spec in specs)]
     assert all(any(path.read_text().strip() in text for text in texts) for path in TEMPLATES.rglob("*.h"))
 

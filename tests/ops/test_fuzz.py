@@ -39,7 +39,8 @@ def kernel(rng: random.Random, layout: str) -> ExpertsKernel:
         spec = DenseExpertsSpec(dtype, activation, layout != "none", rng.random() < 0.5)
     else:
         pattern, vector, group = rng.choice(PATTERNS), rng.choice(VECTORS), rng.choice(GROUPS)
-        spec = ExpertsSpec(dtype, *pattern, vector, group, activation, layout != "none")
+        strips = (group == 1 or group * pattern[0] % 16 == 0) and rng.random() < 0.6
+        spec = ExpertsSpec(dtype, *pattern, vector, group, activation, layout != "none", strips)
     return ExpertsKernel(spec, isa, packed_tests.FLAGS)
 
 
@@ -49,7 +50,8 @@ def call(rng: random.Random, made: ExpertsKernel, layout: str) -> tuple[Tensor, 
     tokens, experts = rng.choice((0, 1, 2, rng.randrange(3, 20), rng.randrange(20, 200))), rng.randrange(1, 9)
     sizes = (rng.randrange(1, 160), rng.randrange(1, 160))
     if isinstance(spec, ExpertsSpec):  # rows in fours, for blocks of rows and for groups of columns
-        sizes = tuple(4 * (size // 4 + 1) for size in sizes)
+        whole = max(32, spec.m * spec.group) if spec.strips else 4
+        sizes = tuple(whole * (size // whole + 1) for size in sizes)
     weight_layout = "in_out" if isinstance(spec, DenseExpertsSpec) and spec.by_columns else "out_in"
     args = operands(
         rng.randrange(2**31), tokens, rng.randrange(1, 5), experts, *sizes, layout, weight_layout,

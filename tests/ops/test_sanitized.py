@@ -31,7 +31,7 @@ def test_under_sanitizers(cases: str) -> None:
         "LD_PRELOAD": runtime(),
         "ASAN_OPTIONS": "detect_leaks=0",
     }
-    path, chosen = Path(__file__).with_name(cases), "ragged or threads or damaged or layouts or slices"
+    path, chosen = Path(__file__).with_name(cases), "ragged or strips or threads or damaged or layouts or slices"
     command = [sys.executable, "-m", "pytest", "-q", "-x", str(path), "-k", chosen]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

@@ -33,13 +33,25 @@ CONFIGS = {
     "float32 2:4:64": SparsityConfig(2, 4, 64, group=2),
     "bfloat16 2:4:16": SparsityConfig(2, 4, 16),
     "bfloat16 1:2:128/16": SparsityConfig(1, 2, 128, group=16),
-    "bfloat16 1:2:32/64": SparsityConfig(1, 2, 32, group=64),
-    "float32 1:1:128": SparsityConfig(1, 1, 128),
 }
+"""For canonical weights."""
+STRIPS = {
+    "float32 1:2:32": SparsityConfig(1, 2, 32),
+    "bfloat16 1:2:32": SparsityConfig(1, 2, 32),
+    "float32 2:4:16": SparsityConfig(2, 4, 16),
+    "bfloat16 2:4:64": SparsityConfig(2, 4, 64),
+    "bfloat16 1:1:32": SparsityConfig(1, 1, 32),
+    "bfloat16 1:2:16": SparsityConfig(1, 2, 16),
+    "bfloat16 1:2:128/16": SparsityConfig(1, 2, 128, group=16),
+    "float32 2:4:64/8": SparsityConfig(2, 4, 64, group=8),
+}
+"""For weights in strips."""
 ISAS = [pytest.param(isa, id=isa.name) for isa in usable_isas("bfloat16")]
 TOKENS = (0, 1, 2, 3, 7, 8, 9, 20, 70, 300)
 SHAPES = ((64, 32), (40, 36), (100, 20), (8, 4))
 """(H, I); most are no multiple of a vector, a panel or a tile."""
+WHOLE = ((64, 32), (160, 96), (32, 224))
+"""(H, I) that strips fit."""
 FLAGS = tuple(os.environ.get("SAMOYEDS_TEST_FLAGS", "-O1").split())
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 4e-3}
 """Relative to the norm; eager bfloat16 is at 4e-3 to 6e-3."""
@@ -72,8 +84,8 @@ def run(kernel: ExpertsKernel, packed: list, out_dtype: torch.dtype | None = Non
     width = rows // 2 if layout in ("concatenated", "interleaved") else rows
     kernel.use()
     return torch.ops.samoyeds.sparse_experts(
-        x, ids, weights, *map(_storage, (gate, up, down)), *biases, kernel.spec.name, width, layout,
-        out_dtype or x.dtype,
+        x, ids, weights, *(_storage(w, kernel.spec.strips) for w in (gate, up, down)), *biases, kernel.spec.name, width,
+        layout, out_dtype or x.dtype,
     )  # fmt: skip
 
 
@@ -88,17 +100,29 @@ def skip_unless_for(isa: Isa, dtype: torch.dtype) -> None:
 
 
 @functools.cache
-def kernel_of(isa: Isa | None, dtype: str, config: SparsityConfig, activation: str, gated: bool) -> ExpertsKernel:
-    spec = ExpertsSpec(dtype, config.n, config.m, config.vector, config.group, activation, gated)
+def kernel_of(
+    isa: Isa | None, dtype: str, config: SparsityConfig, activation: str, gated: bool, strips: bool = False
+) -> ExpertsKernel:
+    spec = ExpertsSpec(dtype, config.n, config.m, config.vector, config.group, activation, gated, strips)
     return ExpertsKernel(spec, isa, FLAGS)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("isa", ISAS)
+def variants(configs: dict[str, SparsityConfig]) -> list[tuple[Isa, str]]:
+    """Every configuration for the best instruction set, and some for the others."""
+    best = {dtype: usable_isas(dtype)[:2] for dtype in ("float32", "bfloat16")}
+    names = list(configs)
+    every = [(isa, name) for name in names for isa in best[name.split()[0]][: 1 + (name in names[:3])]]
+    return every + [(isa, name) for isa in (AVX2, PORTABLE) for name in names[:3] if (isa, name) not in every]
+
+
+def named(value: Isa | str) -> str:
+    return value if isinstance(value, str) else value.name
+
+
+@pytest.mark.parametrize(("isa", "name"), variants(CONFIGS), ids=named)
 def test_tokens_and_ragged_shapes(isa: Isa, name: str) -> None:
     """Few experts, so that many tokens meet one, and the kernel for many tokens runs as well."""
     dtype, config = getattr(torch, name.split()[0]), CONFIGS[name]
-    skip_unless_for(isa, dtype)
     kernel = kernel_of(isa, name.split()[0], config, ACTIVATIONS["concatenated"], True)
     for tokens, (h, i) in itertools.product(TOKENS, SHAPES):
         args = operands(tokens, tokens, 2, 3, h, i, "concatenated", "out_in", tokens % 2 == 0, dtype)
@@ -106,17 +130,32 @@ def test_tokens_and_ragged_shapes(isa: Isa, name: str) -> None:
         assert error(run(kernel, packed), expected_of(dense)) <= TOLERANCE[dtype], (tokens, h, i)
 
 
+@pytest.mark.parametrize(("isa", "name"), variants(STRIPS), ids=named)
+def test_strips(isa: Isa, name: str) -> None:
+    """Stacks with gate and up in one, and matrices of their own, with and without bias."""
+    dtype, config = getattr(torch, name.split()[0]), STRIPS[name]
+    kernel = kernel_of(isa, name.split()[0], config, ACTIVATIONS["concatenated"], True, True)
+    for tokens, (h, i) in itertools.product((*TOKENS, 600), WHOLE):
+        layout, separate = (("concatenated", ""), ("separate", "gate,up,down"), ("interleaved", ""))[tokens % 3]
+        args = operands(tokens, tokens, 2, 3, h, i, layout, "out_in", tokens % 2 == 0, dtype, separate=separate)
+        args[9] = kernel.spec.activation
+        dense, packed = packed_operands(args, config)
+        assert all(w.form.strips for weights in packed[3:6] for w in weights)
+        assert error(run(kernel, packed), expected_of(dense)) <= TOLERANCE[dtype], (tokens, h, i)
+
+
+@pytest.mark.parametrize("strips", [False, True], ids=["rows", "strips"])
 @pytest.mark.parametrize("group", [1, 16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("isa", ISAS)
-def test_no_worse_than_eager_and_threads_change_nothing(isa: Isa, dtype: torch.dtype, group: int) -> None:
+def test_no_worse_than_eager_and_threads_change_nothing(isa: Isa, dtype: torch.dtype, group: int, strips: bool) -> None:
     """Also with one hot expert; sums have one order whatever the number of threads.
 
     With more threads, pieces of work are single panels, too small for what skips dropped rows of a group.
     """
     skip_unless_for(isa, dtype)
     config, name = SparsityConfig(1, 2, 32, group=group), str(dtype).removeprefix("torch.")
-    kernel = kernel_of(isa, name, config, ACTIVATIONS["concatenated"], True)
+    kernel = kernel_of(isa, name, config, ACTIVATIONS["concatenated"], True, strips)
     args = operands(1, 90, 2, 12, 128, 96, "concatenated", "out_in", False, dtype)
     args[1][10:, 0] = 5
     dense, packed = packed_operands(args, config)
@@ -145,7 +184,7 @@ def fast_builds(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def kernel(spec: ExpertsSpec) -> ExpertsKernel:
         config = SparsityConfig(spec.n, spec.m, spec.vector, group=spec.group)
-        made = kernel_of(None, spec.dtype, config, spec.activation, spec.gated)
+        made = kernel_of(None, spec.dtype, config, spec.activation, spec.gated, spec.strips)
         made.use()
         return made
 
@@ -249,32 +288,34 @@ def test_operands_that_do_not_fit(position: int, spoil, name: str) -> None:
     args = operands(8, 5, 2, 3, 32, 16, "concatenated", "out_in", True)
     _, packed = packed_operands(args, SparsityConfig(1, 2, 32))
     kernel = ExpertsSpec("float32", 1, 2, 32, 1, packed[9], True).name
-    call = [*packed[:3], *map(_storage, packed[3:6]), *packed[6:9], kernel, 16, packed[10], torch.float32]
+    storage = [_storage(weights, False) for weights in packed[3:6]]
+    call = [*packed[:3], *storage, *packed[6:9], kernel, 16, packed[10], torch.float32]
     assert torch.ops.samoyeds.sparse_experts(*call).shape == (5, 32)
     call[position] = spoil(call[position])
     with pytest.raises(ValueError, match=f"sparse_experts: {name}"):
         torch.ops.samoyeds.sparse_experts(*call)
 
 
+@pytest.mark.parametrize("strips", [False, True], ids=["rows", "strips"])
 @pytest.mark.parametrize("isa", ISAS)
-def test_damaged_selection_stays_inside_its_block(isa: Isa) -> None:
+def test_damaged_selection_stays_inside_its_block(isa: Isa, strips: bool) -> None:
     """Of what it computes nothing can be said but that it is computed."""
-    config = CONFIGS["bfloat16 2:4:16"]
-    kernel = kernel_of(isa, "bfloat16", config, ACTIVATIONS["concatenated"], True)
-    for tokens in (1, 40):
-        args = operands(9, tokens, 1, 2, 48, 32, "concatenated", "out_in", True, torch.bfloat16, sentinels=False)
+    config = SparsityConfig(2, 4, 64 if strips else 16)
+    kernel = kernel_of(isa, "bfloat16", config, ACTIVATIONS["concatenated"], True, strips)
+    for tokens in (1, 8, 40):
+        args = operands(9, tokens, 1, 2, 64, 32, "concatenated", "out_in", True, torch.bfloat16, sentinels=False)
         _, packed = packed_operands(args, config)
         for w in (packed[4][0], packed[5][0]):
             w.selection.fill_(255)
             w.metadata.fill_(-1)
-        assert run(kernel, packed).shape == (tokens, 48)
+        assert run(kernel, packed).shape == (tokens, 64)
 
 
 @pytest.mark.usefixtures("fast_builds")
 def test_opcheck() -> None:
     args = operands(8, 5, 2, 3, 32, 16, "separate", "out_in", True)
     _, packed = packed_operands(args, SparsityConfig(1, 2, 32))
-    storage = map(_storage, packed[3:6])
+    storage = [_storage(weights, False) for weights in packed[3:6]]
     torch.library.opcheck(
         torch.ops.samoyeds.sparse_experts.default,
         (
@@ -304,15 +345,22 @@ def guarded(tensor: Tensor, keep: list) -> Tensor:
     return copy
 
 
-@pytest.mark.parametrize("name", ["float32 1:2:16", "bfloat16 1:1:16", "float32 2:4:64", "bfloat16 1:2:32"])
-@pytest.mark.parametrize("isa", ISAS)
-def test_nothing_past_the_weights_is_read(isa: Isa, name: str) -> None:
-    dtype, config, keep = getattr(torch, name.split()[0]), CONFIGS[name], []
+GUARDED = [
+    *((name, CONFIGS[name], False) for name in ("float32 1:2:16", "bfloat16 1:1:16")),
+    *((name, STRIPS[name], True) for name in ("float32 1:2:32", "bfloat16 1:2:32", "bfloat16 2:4:64")),
+]
+
+
+@pytest.mark.parametrize(("name", "config", "strips"), GUARDED, ids=str)
+@pytest.mark.parametrize("isa", ISAS[:2])
+def test_nothing_past_the_weights_is_read(isa: Isa, name: str, config: SparsityConfig, strips: bool) -> None:
+    dtype, keep = getattr(torch, name.split()[0]), []
     skip_unless_for(isa, dtype)
-    kernel = kernel_of(isa, name.split()[0], config, ACTIVATIONS["concatenated"], True)
-    for tokens, (h, i) in itertools.product((1, 9, 60), ((48, 16), (40, 36), (16, 48))):
+    kernel = kernel_of(isa, name.split()[0], config, ACTIVATIONS["concatenated"], True, strips)
+    for tokens, (h, i) in itertools.product((1, 9, 60), WHOLE[:2] if strips else ((48, 16), (40, 36), (16, 48))):
         args = operands(9, tokens, 1, 2, h, i, "concatenated", "out_in", True, dtype, sentinels=False)
         dense, packed = packed_operands(args, config)
+        packed[4:6] = [[w.in_order(strips) for w in weights] for weights in packed[4:6]]
         for w in (packed[4][0], packed[5][0]):
             w.kept, w.metadata = guarded(w.kept, keep), guarded(w.metadata, keep)
             w.selection = w.selection if w.selection is None else guarded(w.selection, keep)

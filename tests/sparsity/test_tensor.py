@@ -2,6 +2,7 @@
 
 import copy
 import io
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samoyeds_compile.errors import SparsityError
-from samoyeds_compile.sparsity import PackedTensor, SparsityConfig, best_mask
+from samoyeds_compile.sparsity import PackedTensor, SparsityConfig, best_mask, pack
+from samoyeds_compile.sparsity.strips import from_strips, to_strips, to_strips_
 
 CONFIGS = [
     SparsityConfig(1, 1, 32),
@@ -279,3 +281,40 @@ def test_what_cannot_be_packed() -> None:
         PackedTensor.from_dense(torch.zeros(4, 16), CONFIGS[1], flat=3, name="layers.0")
     with pytest.raises(SparsityError, match="cannot alternate"):
         PackedTensor.from_dense(torch.zeros(3, 16), CONFIGS[1], interleaved=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("config", [SparsityConfig(1, 2, 32), SparsityConfig(2, 4, 16), SparsityConfig(1, 1, 64),
+                                    SparsityConfig(1, 2, 128, group=16)], ids=str)  # fmt: skip
+def test_strips(config: SparsityConfig, dtype: torch.dtype) -> None:
+    """The same bits in another order, whose inverse is exact; in place it is the same."""
+    torch.manual_seed(0)
+    dense = torch.randn(3, 64, 160, dtype=dtype)
+    packed = pack(dense * best_mask(dense.abs().float(), config), config)
+    strips = to_strips(packed)
+    assert not torch.equal(strips.values, packed.values) and strips.values.shape == packed.values.shape
+    copy = replace(packed, **{n: t.clone() for n, t in vars(packed).items() if isinstance(t, Tensor)})
+    to_strips_(copy)
+    for name in ("values", "metadata", "selection"):
+        old, new, back = (getattr(p, name) for p in (packed, strips, from_strips(strips)))
+        assert (old is None and new is None) or (torch.equal(old, back) and torch.equal(new, getattr(copy, name)))
+    lane = strips.values.view(3, -1, strips.values.shape[-1] // 16, 8, 32)
+    row = lane[1, 1, 2, 3, 10:12] if dtype == torch.bfloat16 else lane[1, 1, 2, 3, 5::16]
+    assert torch.equal(row, packed.values[1, 16 + 5, 2 * 16 + 6 : 2 * 16 + 8])  # strip 1, record 2, four 3, lane 5
+
+
+def test_order_follows_device_and_dtype() -> None:
+    config = SparsityConfig(1, 2, 32)
+    dense = torch.randn(2, 64, 64) * best_mask(torch.rand(2, 64, 64), config)
+    weight = PackedTensor.from_dense(dense, config)
+    assert weight.form.strips and torch.equal(weight.packed.values, pack(dense, config).values)
+    assert not weight.to("meta").form.strips and not weight.to(torch.float64).form.strips
+    half = weight.to(torch.bfloat16)
+    assert half.form.strips and torch.equal(half.to_dense(), dense.bfloat16())
+    canonical = weight.in_order(strips=False)
+    assert canonical.arranged().form.strips and torch.equal(canonical.to_dense(), dense)
+    canonical.copy_(weight)
+    weight.copy_(canonical)
+    assert torch.equal(weight.to_dense(), dense) and torch.equal(canonical.to_dense(), dense)
+    odd = PackedTensor.from_dense(dense[:, :40], config)
+    assert not odd.form.strips and torch.equal(odd.to_dense(), dense[:, :40])

@@ -7,15 +7,17 @@ from pathlib import Path
 
 from samoyeds_codegen.cpp.activation import to_cpp
 from samoyeds_codegen.cpp.isa import Isa
-from samoyeds_codegen.cpp.spec import DenseExpertsSpec, ExpertsSpec
+from samoyeds_codegen.cpp.spec import STRIP, DenseExpertsSpec, ExpertsSpec
 
 TEMPLATES = Path(__file__).parent / "templates"
 _INCLUDES = "algorithm array atomic cmath cstdint cstring exception new utility vector omp.h".split()
 _WEIGHT = {"float32": "float", "bfloat16": "bf16"}
 _DENSE = {"spmm": "gemm", "amx": "amx"}
 """For dense weights, the kernel for many tokens that stands in for a variant's."""
-_TILES = {"amx": ["amx_tiles.h"]}
-"""What such kernels share, whatever the weights."""
+_TILES = {"amx": ["amx_unit.h", "amx_tiles.h"]}
+"""What kernels share that have tokens on the right side of a product."""
+_PANEL = 16
+"""Output rows that are computed together, but of strips."""
 _BY_COLUMNS_DOT_TOKENS = 16
 """Most tokens of an expert for which dot products are best if weights lie by columns, in all variants; measured."""
 
@@ -25,8 +27,8 @@ def emit(spec: ExpertsSpec | DenseExpertsSpec, isa: Isa) -> str:
     includes = [*_INCLUDES, *(["immintrin.h"] if isa.features else [])]
     if isinstance(spec, ExpertsSpec):
         constants, many = _packed_constants(spec, isa), isa.many
-        weights = ["packed_matrix.h", "packed.h", isa.header]
-        kernels = ["dot.h", "dot_panels.h", *_TILES.get(many, []), f"{many}.h"]
+        weights = ["packed_matrix.h", *_packed_weights(spec, isa)]
+        kernels = _strip_kernels(many) if spec.strips else ["dot.h", "dot_panels.h", *_TILES.get(many, []), f"{many}.h"]
     else:
         order = "columns" if spec.by_columns else "rows"
         constants, many = _dense_constants(spec, isa), _DENSE[isa.many]
@@ -35,7 +37,7 @@ def emit(spec: ExpertsSpec | DenseExpertsSpec, isa: Isa) -> str:
         tiles = [*_TILES[many], f"dense_{order}_{many}.h"] if many in _TILES else []
         kernels = [*few, *tiles, f"dense_{many}.h"]
     parts = [
-        f"// Samoyeds experts: {spec}, for {isa.name}. Generated, do not edit.",
+        f"// Samoyeds experts: {spec}, for {isa.name}.\n// Generated, do not edit.",
         "\n".join(f"#include <{name}>" for name in includes),
         "namespace samoyeds {",
         template("numbers.h"),
@@ -49,6 +51,14 @@ def emit(spec: ExpertsSpec | DenseExpertsSpec, isa: Isa) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _packed_weights(spec: ExpertsSpec, isa: Isa) -> list[str]:
+    return [isa.header, f"strips_{isa.header}", "strips.h"] if spec.strips else ["packed.h", isa.header]
+
+
+def _strip_kernels(many: str) -> list[str]:
+    return ["strips_dot.h", *(["amx_unit.h"] if many == "amx" else []), f"strips_{many}.h"]
+
+
 def _constants(spec: ExpertsSpec | DenseExpertsSpec, more: list[str]) -> str:
     gated = f"constexpr bool GATED = {str(spec.gated).lower()};"
     return "\n".join([*more, gated, f"using Weight = {_WEIGHT[spec.dtype]};"])
@@ -57,7 +67,8 @@ def _constants(spec: ExpertsSpec | DenseExpertsSpec, more: list[str]) -> str:
 def _packed_constants(spec: ExpertsSpec, isa: Isa) -> list[str]:
     return [
         f"constexpr int N = {spec.n}, M = {spec.m}, V = {spec.vector}, GROUP = {spec.group};",
-        f"constexpr int DOT_TOKENS = {isa.dot_tokens};",
+        _panel(STRIP * spec.m // spec.n if spec.strips else _PANEL),
+        f"constexpr int DOT_TOKENS = {isa.strip_dot_tokens if spec.strips else isa.dot_tokens};",
         *_grain(4, 4),
     ]
 
@@ -65,7 +76,12 @@ def _packed_constants(spec: ExpertsSpec, isa: Isa) -> list[str]:
 def _dense_constants(spec: DenseExpertsSpec, isa: Isa) -> list[str]:
     tokens = _BY_COLUMNS_DOT_TOKENS if spec.by_columns else isa.dense_dot_tokens
     # By columns memory is read in longer pieces if more panels are taken at once.
-    return [f"constexpr int DOT_TOKENS = {tokens};", *(_grain(1, 512) if spec.by_columns else _grain(4, 4))]
+    grain = _grain(1, 512) if spec.by_columns else _grain(4, 4)
+    return [_panel(_PANEL), f"constexpr int DOT_TOKENS = {tokens};", *grain]
+
+
+def _panel(rows: int) -> str:
+    return f"constexpr int PANEL = {rows};  // output rows that are computed together"
 
 
 def _grain(shares: int, panels: int) -> list[str]:

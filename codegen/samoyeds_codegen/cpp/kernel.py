@@ -37,8 +37,8 @@ class ExpertsKernel:
         spec = self.spec
         pattern = (spec.n, spec.m, spec.vector, spec.group) if isinstance(spec, ExpertsSpec) else (0, 0, 0, 0)
         address = ctypes.cast(self._library.samoyeds_experts, ctypes.c_void_p)
-        by_columns = isinstance(spec, DenseExpertsSpec) and spec.by_columns
-        ops_library().samoyeds_add_kernel(spec.name.encode(), address, *pattern, by_columns)
+        order = spec.strips if isinstance(spec, ExpertsSpec) else spec.by_columns
+        ops_library().samoyeds_add_kernel(spec.name.encode(), address, *pattern, order)
 
 
 @functools.lru_cache(maxsize=64)

@@ -11,6 +11,8 @@ from samoyeds_codegen.errors import UnsupportedSpecError
 DTYPES = ("float32", "bfloat16")
 PATTERNS = ((1, 1), (1, 2), (2, 4))
 VECTORS = (16, 32, 64, 128)
+STRIP = 16
+"""Condensed rows that lie side by side in strips."""
 
 
 def _require(holds: bool, reason: str) -> None:
@@ -37,6 +39,7 @@ class ExpertsSpec:
         n, m, vector, group: the pattern, with 2:4 inside kept sub-rows (see ``SparsityConfig``).
         activation: an expression of `samoyeds_codegen.expr`.
         gated: whether there is a gate, so that the expression reads ``gate`` and ``up``, not ``x``.
+        strips: whether storage lies in strips (`samoyeds_compile.sparsity.strips`); else it is canonical, row by row.
 
     Raises:
         UnsupportedSpecError: there is no kernel for it.
@@ -49,6 +52,7 @@ class ExpertsSpec:
     group: int
     activation: str
     gated: bool
+    strips: bool = False
 
     def __post_init__(self) -> None:
         _check(self.dtype, self.activation, self.gated)
@@ -59,19 +63,22 @@ class ExpertsSpec:
     @property
     def name(self) -> str:
         """What ops call the kernel; one short text, as each argument of an op takes time in each call."""
-        form = "gated" if self.gated else "plain"
-        return f"{self.dtype} {self.n} {self.m} {self.vector} {self.group} {form} {self.activation}"
+        form, order = "gated" if self.gated else "plain", "strips" if self.strips else "rows"
+        return f"{self.dtype} {self.n} {self.m} {self.vector} {self.group} {order} {form} {self.activation}"
 
     @classmethod
     def named(cls, name: str) -> ExpertsSpec:
         """Inverse of `name`."""
-        dtype, n, m, vector, group, form, activation = name.split(" ", 6)
-        return cls(dtype, int(n), int(m), int(vector), int(group), activation, form == "gated")
+        dtype, n, m, vector, group, order, form, activation = name.split(" ", 7)
+        return cls(
+            dtype, int(n), int(m), int(vector), int(group), activation, form == "gated", order == "strips"
+        )  # fmt: skip
 
     def __str__(self) -> str:
         """One line for reports."""
         group = f"/{self.group}" if self.group != 1 else ""
-        return f"{self.dtype} {self.n}:{self.m}:{self.vector}+2:4{group} {expr.display_name(self.activation)}"
+        order = " in strips" if self.strips else ""
+        return f"{self.dtype} {self.n}:{self.m}:{self.vector}+2:4{group} {expr.display_name(self.activation)}{order}"
 
 
 @dataclass(frozen=True)

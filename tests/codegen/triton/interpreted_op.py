@@ -127,7 +127,7 @@ def test_opcheck(sparse):
     kernel = spec_of("float32", Pattern(1, 2, 32) if sparse else None, ACTIVATIONS["separate"]).name
     if sparse:
         _, args = packed_operands(args, SparsityConfig(1, 2, 32))
-        args[3:6] = [[w.kept, w.metadata, w.selection] for (w,) in args[3:6]]
+        args[3:6] = [[w.packed.values, w.packed.metadata, w.packed.selection] for (w,) in args[3:6]]
     torch.library.opcheck(
         torch.ops.samoyeds.triton_experts.default, (*args[:9], kernel, 32, "separate", "out_in", torch.float32),
         test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),

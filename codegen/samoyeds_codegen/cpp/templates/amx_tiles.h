@@ -1,26 +1,6 @@
-// The matrix unit, and tokens in tiles as it wants them: for 32 columns [16 pairs of columns, 16 tokens] of two bf16.
+// Tokens in tiles, as the right side of a product: for 32 columns [16 pairs of columns, 16 tokens] of two bf16.
 
 namespace amx {
-
-constexpr int WIDTH = 16;    // tokens of a tile
-constexpr int COLUMNS = 32;  // of a chunk
-constexpr int TILE = 1024;   // bytes of a chunk, of weights and of tokens
-constexpr int MOST = 32;     // tiles whose sums are kept at a time
-
-struct Configuration {
-  uint8_t palette = 1, start = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-// The unit is set up while one of these lives.
-struct Unit {
-  Unit() {
-    const Configuration whole;
-    _tile_loadconfig(&whole);
-  }
-  ~Unit() { _tile_release(); }
-};
 
 // Which of the 32 columns of a chunk exist, of `left` that are left.
 static inline __mmask32 existing(int64_t left) {

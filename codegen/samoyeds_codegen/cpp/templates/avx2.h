@@ -47,8 +47,8 @@ static inline void sums(const Vec* x, int64_t stride, float* out) {
   }
 }
 
-// sixteen[i] of 16 rows that are stride apart; a tile has LANES tokens at least.
-static inline void transpose_from(const float* rows, int64_t stride, float (*sixteen)[16]) {
+// out[t] of 16 rows that are stride apart, LANES of them; the 16 of each lie out_stride after those before.
+static inline void transpose_from(const float* rows, int64_t stride, float* out, int64_t out_stride = 16) {
   for (int t = 0; t < LANES; ++t)
-    for (int i = 0; i < 16; ++i) sixteen[t][i] = rows[i * stride + t];
+    for (int i = 0; i < 16; ++i) out[t * out_stride + i] = rows[i * stride + t];
 }

@@ -81,10 +81,10 @@ static inline void transpose(__m512* r) {
     r[12 + i] = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
   }
 }
-// sixteen[i] of 16 rows that are stride apart.
-static inline void transpose_from(const float* rows, int64_t stride, float (*sixteen)[16]) {
+// out[i] of 16 rows that are stride apart; the 16 of each lie out_stride after those before.
+static inline void transpose_from(const float* rows, int64_t stride, float* out, int64_t out_stride = 16) {
   __m512 r[16];
   for (int i = 0; i < 16; ++i) r[i] = load(rows + i * stride);
   transpose(r);
-  for (int i = 0; i < 16; ++i) store(sixteen[i], r[i]);
+  for (int i = 0; i < 16; ++i) store(out + i * out_stride, r[i]);
 }

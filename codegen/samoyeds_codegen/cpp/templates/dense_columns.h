@@ -49,7 +49,7 @@ static void copy_floats(const Panel& w, int64_t first, int64_t depth, float (*ou
       __builtin_prefetch(w.first + (first + k + i + DEPTH) * w.col_stride);
     }
     for (int o = 0; o < PANEL; o += LANES) {
-      transpose_from(columns[0] + o, PANEL, turned);
+      transpose_from(columns[0] + o, PANEL, turned[0]);
       for (int t = 0; t < LANES; ++t) std::copy(turned[t], turned[t] + 16, out[o + t] + k);
     }
   }

@@ -38,7 +38,7 @@ static void accumulate_tile(const Arguments& a, const Group& g, int64_t slot, in
   const int64_t tokens = std::min(width, g.count - slot);
   for (int64_t t = 0; t < tokens; t += LANES) {
     alignas(64) float turned[LANES][PANEL];
-    transpose_from(y + t, width, turned);
+    for (int i = 0; i < PANEL; i += 16) transpose_from(y + i * width + t, width, turned[0] + i, PANEL);
     for (int64_t i = 0; i < std::min<int64_t>(LANES, tokens - t); ++i)
       accumulate(a, g.slots[slot + t + i], panel, turned[i], out);
   }

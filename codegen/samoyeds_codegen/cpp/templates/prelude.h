@@ -1,6 +1,5 @@
-// Types that all files share. The specification above defines Weight, GATED and what the weights need.
-
-constexpr int PANEL = 16;  // output rows that are computed together
+// Types that all files share. The specification above defines Weight, PANEL, GATED and what the weights
+// need.
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }

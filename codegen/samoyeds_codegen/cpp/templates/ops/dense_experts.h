@@ -86,7 +86,7 @@ static Tensor run(Tensor x, Tensor ids, Tensor weights, Tensors gate, Tensors up
   if (separate) gate_all.emplace("gate", gate, width, hidden, in_out, dtype, gate_bias);
   if (down_all.experts() != up_all.experts() || (separate && gate_all->experts() != up_all.experts()))
     refuse(OP, "up, down and gate have different numbers of experts");
-  const bool by_columns = kernel.by_columns;
+  const bool by_columns = kernel.order;
   if (!up_all.lies(by_columns) || !down_all.lies(by_columns) || (separate && !gate_all->lies(by_columns)))
     return otherwise();
 

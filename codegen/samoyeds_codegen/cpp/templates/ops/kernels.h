@@ -3,7 +3,7 @@
 struct Kernel {
   int64_t (*run)(const void* arguments) = nullptr;  // 0, or 1 if memory ran out
   int64_t n = 0, m = 0, vector = 0, group = 0;  // of packed weights
-  int64_t by_columns = 0;                       // of dense ones
+  int64_t order = 0;  // of dense weights: by columns; of packed ones: in strips
 
   int64_t parts() const { return n < m ? 3 : 2; }
 };

@@ -66,6 +66,13 @@ class Packed {
   int64_t experts_ = 0, cols_;
 };
 
+// Whether matrices of these sizes, or halves of one, are whole strips: 16 condensed rows, 32 columns.
+static bool in_strips(const Kernel& p, int64_t width, int64_t hidden) {
+  const int64_t rows = 16 * p.m / p.n, columns = 32;
+  return width % rows == 0 && hidden % rows == 0 && round_up(width, p.vector) % columns == 0 &&
+         round_up(hidden, p.vector) % columns == 0 && (p.group == 1 || p.group * p.n % 16 == 0);
+}
+
 static Tensor run(Tensor x, Tensor ids, Tensor weights, Tensors gate, Tensors up, Tensors down, Bias gate_bias,
                   Bias up_bias, Bias down_bias, std::string name, int64_t width, std::string layout,
                   ScalarType out_dtype) {
@@ -77,6 +84,8 @@ static Tensor run(Tensor x, Tensor ids, Tensor weights, Tensors gate, Tensors up
   const Operands operands(OP, x, ids, weights, name, out_dtype);
   const int64_t hidden = x.size(1);
   const ScalarType dtype = x.scalar_type();
+  if (kernel.order && !in_strips(kernel, width, hidden))
+    refuse(OP, "matrices are no whole strips; pass canonical storage and its kernel");
   const bool separate = layout == "separate", halves = layout == "concatenated", turns = layout == "interleaved";
   const Packed up_all("up", std::move(up), kernel, halves || turns ? 2 * width : width, hidden, dtype, up_bias);
   const Packed down_all("down", std::move(down), kernel, hidden, width, dtype, down_bias);
