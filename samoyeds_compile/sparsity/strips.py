@@ -31,11 +31,16 @@ Axes = tuple[int, ...]
 
 
 def fits(rows: int, cols: int, config: SparsityConfig, dtype: torch.dtype) -> bool:
-    """Whether matrices [rows, cols] can be stored in strips: whole ones, of numbers that CPU kernels compute with."""
-    whole_rows, whole_cols = padded_shape(rows, cols, config)
+    """Whether matrices [rows, cols] are stored in strips: whole ones, of numbers that CPU kernels compute with.
+
+    Columns must be as many as would be whole strips, too: the outputs of one projection are the inputs of another, and
+    kernels want all in strips or none.
+    """
+    unit = STRIP * config.m // config.n
     shares = config.group == 1 or config.group * config.n % STRIP == 0
-    is_whole = rows == whole_rows and rows * config.n % (STRIP * config.m) == 0 and whole_cols % CHUNK == 0
-    return config.inner == "2:4" and shares and is_whole and dtype in (torch.float32, torch.bfloat16)
+    is_whole = rows % unit == cols % unit == 0 and padded_shape(rows, cols, config)[0] == rows
+    in_records = padded_shape(rows, cols, config)[1] % CHUNK == 0
+    return config.inner == "2:4" and shares and is_whole and in_records and dtype in (torch.float32, torch.bfloat16)
 
 
 def to_strips(packed: PackedWeight) -> PackedWeight:
