@@ -27,6 +27,8 @@ CHUNK = 32
 """Columns whose values of one strip lie together."""
 FOURS = CHUNK // 4
 WORDS = CHUNK // 16
+IN_PLACE = 16 * STRIP
+"""Condensed rows that are rearranged at a time where it is done in place."""
 Axes = tuple[int, ...]
 
 
@@ -49,22 +51,11 @@ def to_strips(packed: PackedWeight) -> PackedWeight:
 
 
 def to_strips_(packed: PackedWeight) -> None:
-    """The same in place, matrix by matrix, so that no second copy of a stack is in memory."""
-    matrices = [packed] if packed.values.dim() == 2 else [_matrix(packed, e) for e in range(len(packed.values))]
-    for matrix in matrices:
-        made = to_strips(matrix)
-        for old, new in zip(_tensors(matrix), _tensors(made), strict=True):
-            if old is not new:
-                old.copy_(new)
-
-
-def _matrix(packed: PackedWeight, expert: int) -> PackedWeight:
-    metadata, selection = (None if t is None else t[expert] for t in (packed.metadata, packed.selection))
-    return replace(packed, values=packed.values[expert], metadata=metadata, selection=selection)
-
-
-def _tensors(packed: PackedWeight) -> list[Tensor]:
-    return [t for t in (packed.values, packed.metadata, packed.selection) if t is not None]
+    """The same in place, some rows at a time, so that no second copy is in memory: a strip lies where its rows lay."""
+    for tensor, parts, order in _orders(packed):
+        for matrix in tensor if tensor.dim() == 3 else [tensor]:
+            for rows in matrix.split(IN_PLACE):
+                rows.copy_(_into(rows, parts, order))
 
 
 def from_strips(packed: PackedWeight) -> PackedWeight:
@@ -72,14 +63,21 @@ def from_strips(packed: PackedWeight) -> PackedWeight:
     return _rearranged(packed, _out_of)
 
 
-def _rearranged(packed: PackedWeight, change: Callable[[Tensor, Axes, Axes], Tensor]) -> PackedWeight:
+def _orders(packed: PackedWeight) -> list[tuple[Tensor, Axes, Axes]]:
+    """What is to be rearranged: how columns are cut, and the order of [strip, row, record, ...] afterwards."""
     assert packed.metadata is not None
     pairs = (0, 2, 3, 1, 4) if packed.values.element_size() == 2 else (0, 2, 3, 4, 1)
-    values, metadata = change(packed.values, (FOURS, 2), pairs), change(packed.metadata, (WORDS,), (0, 2, 1, 3))
-    selection = packed.selection
-    if selection is not None and packed.config.group == 1:
-        selection = change(selection, (), (0, 2, 1))
-    return replace(packed, values=values, metadata=metadata, selection=selection)
+    found: list[tuple[Tensor, Axes, Axes]] = [
+        (packed.values, (FOURS, 2), pairs),
+        (packed.metadata, (WORDS,), (0, 2, 1, 3)),
+    ]
+    own = packed.selection if packed.config.group == 1 else None
+    return found if own is None else [*found, (own, (), (0, 2, 1))]
+
+
+def _rearranged(packed: PackedWeight, change: Callable[[Tensor, Axes, Axes], Tensor]) -> PackedWeight:
+    values, metadata, *selection = [change(*each) for each in _orders(packed)]
+    return replace(packed, values=values, metadata=metadata, selection=selection[0] if selection else packed.selection)
 
 
 def _into(rows: Tensor, parts: Axes, order: Axes) -> Tensor:
