@@ -8,6 +8,7 @@ import samoyeds_compile.ops  # noqa: F401 - registers the samoyeds:: operators
 from samoyeds_compile import integrations
 from samoyeds_compile.errors import (
     CheckpointError,
+    DistributedError,
     IntegrationError,
     OperandError,
     OptionError,
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BlockReport",
     "CheckpointError",
+    "DistributedError",
     "GraphReport",
     "IntegrationError",
     "OperandError",

@@ -27,5 +27,9 @@ class SparsityError(SamoyedsError, ValueError):
     """A sparse pattern that does not exist, or a weight that does not fit the pattern it should have."""
 
 
+class DistributedError(SamoyedsError, RuntimeError):
+    """Ranks of one program that compiled different collectives or rewrote different blocks."""
+
+
 class CheckpointError(SamoyedsError, ValueError):
     """A file of packed weights that is damaged, of another version, or of another model."""

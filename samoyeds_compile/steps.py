@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from samoyeds_compile.errors import GraphInvariantError
+from samoyeds_compile.graph.collectives import collectives_of
 from samoyeds_compile.graph.edit import Snapshot
 from samoyeds_compile.graph.values import graph_modules
 from samoyeds_compile.report.dump import GraphDump
@@ -33,6 +34,7 @@ class Steps:
         reason, source = _break_of(gm)
         nodes = _count(gm)
         self.report = GraphReport(compile_id(), nodes, nodes, break_reason=reason, break_source=source)
+        self.report.collectives = list(collectives_of(graph_modules(gm)))
         self.dump = GraphDump(dump, gm, example_inputs) if dump is not None else None
         self._snapshot: Snapshot | None = None
 
@@ -59,7 +61,7 @@ class Steps:
             edits: whether the step changes the graph, which is then verified and dumped.
 
         Raises:
-            GraphInvariantError: the step left a graph that is not well formed.
+            GraphInvariantError: the step left a graph that is not well formed, or moved a collective.
         """
         start = time.perf_counter()
         if edits and self._snapshot is None:
@@ -86,6 +88,9 @@ class Steps:
             except RuntimeError as error:
                 raise GraphInvariantError(f"step {step!r} left a malformed graph: {error}") from error
             module.recompile()
+        found = list(collectives_of(graph_modules(self.gm)))
+        if found != self.report.collectives:
+            raise GraphInvariantError(f"step {step!r} changed collectives from {self.report.collectives} to {found}")
 
     def _give_up(self, problem: str) -> None:
         self.report.problem = problem

@@ -9,6 +9,7 @@ from samoyeds_compile.match.experts import MATRIX_PRODUCTS
 from samoyeds_compile.match.region import MoERegion, NearMiss, leaves
 from samoyeds_compile.match.router import name_router
 from samoyeds_compile.report.model import BlockReport
+from samoyeds_compile.report.remedies import cut_by_ddp
 
 
 def report_region(region: MoERegion) -> BlockReport:
@@ -46,6 +47,6 @@ def report_miss(miss: NearMiss) -> BlockReport:
         source=source_line(miss.anchor.node),
         family=miss.family,
         rewritten=False,
-        reason=miss.reason,
+        reason=miss.reason + cut_by_ddp(),
         reason_source=source_line(at.node),
     )

@@ -83,6 +83,7 @@ class GraphReport:
         discarded: why the graph is not in use and its frame was traced again (see `samoyeds_compile.capture`); such a
             graph is reported only for blocks that no later graph shows; empty normally.
         kernels: how each block is computed: by which kernel, or why by none.
+        collectives: what the graph sends between ranks, in order; rewrites leave it as it is.
         problem: what went wrong inside the pipeline, so that the original graph was compiled; None normally.
         dump: folder with the dumped graphs, None if nothing was dumped.
     """
@@ -96,6 +97,7 @@ class GraphReport:
     break_reason: str = ""
     break_source: str = ""
     discarded: str = ""
+    collectives: list[str] = field(default_factory=list)
     problem: str | None = None
     dump: str | None = None
 

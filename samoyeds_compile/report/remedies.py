@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
+import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from samoyeds_compile.integrations.families import family_of
 from samoyeds_compile.integrations.transformers import is_enabled, runs_eager_experts
@@ -53,6 +55,17 @@ def remedy_for(reason: str, model: object) -> str:
         if switchable is not None:
             return switchable
     return next((remedy for pattern, remedy in _REMEDIES if re.search(pattern, reason)), _OTHER)
+
+
+def cut_by_ddp() -> str:
+    """A hint for a block that looks incomplete in a graph of DistributedDataParallel; empty elsewhere.
+
+    Dynamo's DDPOptimizer cuts graphs where a bucket of gradients is full, through the middle of a block if need be.
+    """
+    inside = torch.distributed.is_available() and DistributedDataParallel._get_active_ddp_module() is not None
+    if not inside or torch._dynamo.utils.get_optimize_ddp_mode() != "ddp_optimizer":
+        return ""
+    return "; DDP's buckets may have cut the block: set torch._dynamo.config.optimize_ddp = False"
 
 
 def remedy_of(module: nn.Module) -> str | None:

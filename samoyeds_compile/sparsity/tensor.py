@@ -6,9 +6,10 @@ few ops that weights of experts meet. What it does not know it refuses, as unpac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from samoyeds_compile.sparsity.layout import StorageLayout
 from samoyeds_compile.sparsity.pack import PackedWeight, pack
 from samoyeds_compile.sparsity.solver import require_matrix
 from samoyeds_compile.sparsity.strips import fits, from_strips, to_strips
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 aten = torch.ops.aten
 
@@ -35,6 +39,7 @@ class Form:
         interleaved: gate and up rows alternate in the tensor; packed are all gate rows, then all up rows.
         flat: the tensor has the matrices of a stack one below the other, [E * ., .].
         strips: inner tensors are not canonical but in strips (`samoyeds_compile.sparsity.strips`).
+        raveled: the tensor is seen as one vector, which FSDP keeps beside each of its shards; no op reads it.
     """
 
     config: SparsityConfig
@@ -44,6 +49,7 @@ class Form:
     interleaved: bool = False
     flat: bool = False
     strips: bool = False
+    raveled: bool = False
 
     @property
     def layout(self) -> StorageLayout:
@@ -188,6 +194,33 @@ class PackedTensor(Tensor):
             f"PackedTensor: {name} is not known for packed weights; use .to_dense(), or densify_(model)"
         )
 
+    def fsdp_pre_all_gather(
+        self, mesh: DeviceMesh, outer_size: torch.Size, outer_stride: Any, module: Any, mp_policy: Any
+    ) -> tuple[tuple[Tensor, ...], Form]:
+        """What ``fully_shard`` gathers of this rank's experts, in place of dense weights, and what is constant.
+
+        Raises:
+            SparsityError: the ranks do not divide the experts.
+        """
+        if outer_size[0] % mesh.size():
+            raise SparsityError(
+                f"PackedTensor: {outer_size[0]} experts cannot be shared by {mesh.size()} ranks; "
+                "pass fully_shard(..., ignored_params=...) to keep them whole on each"
+            )
+        weight = _to_copy(self, dtype=mp_policy.param_dtype) if mp_policy.param_dtype else self
+        return tuple(_inner(weight)), weight.form
+
+    def fsdp_post_all_gather(
+        self, gathered: tuple[Tensor, ...], form: Form, param_dtype: torch.dtype, *, out: Any = None
+    ) -> tuple[PackedTensor, tuple[Tensor, ...]] | None:
+        """All experts, packed, over the gathered storage; ``out`` lies over it already."""
+        if out is not None:
+            return None
+        rest = dict(
+            zip([n for n in ("metadata", "selection") if getattr(self, n) is not None], gathered[1:], strict=True)
+        )
+        return PackedTensor(gathered[0], rest.get("metadata"), rest.get("selection"), form), ()
+
     def with_inner(self, function: Callable[[Tensor], Tensor], form: Form | None = None) -> PackedTensor:
         """A tensor whose inner tensors are a function of this one's."""
         metadata, selection = (None if t is None else function(t) for t in (self.metadata, self.selection))
@@ -200,6 +233,8 @@ def _size(kept: Tensor, form: Form) -> tuple[tuple[int, ...], tuple[int, ...]]:
     if form.flat:
         return (kept.shape[0] * rows, cols), (cols, 1)
     lead = tuple(kept.shape[:-2])
+    if form.raveled:
+        return (math.prod(lead) * rows * cols,), (1,)
     return (*lead, rows, cols), (*(rows * cols for _ in lead), *((1, rows) if form.flipped else (cols, 1)))
 
 
@@ -207,6 +242,8 @@ def _dense(weight: PackedTensor) -> Tensor:
     form = weight.form
     dense: Tensor = torch.ops.samoyeds.unpack(weight.kept, weight.metadata, weight.selection, *form.numbers)
     dense = form.layout.to_stored(dense)
+    if form.raveled:
+        return dense.flatten()
     return dense.flatten(0, 1) if form.flat else dense
 
 
@@ -275,6 +312,7 @@ def _slice(
 def _view(weight: PackedTensor, size: Sequence[int]) -> PackedTensor:
     """A flat weight as a stack, a stack as a flat weight, or either as it is."""
     forms = [weight.form, *([replace(weight.form, flat=not weight.form.flat)] if weight.kept.dim() == 3 else [])]
+    forms.append(replace(weight.form, flat=False, raveled=True))
     for form in forms:
         if _fits(size, _size(weight.kept, form)[0]):
             return weight.with_inner(torch.Tensor.detach, form)
@@ -306,6 +344,27 @@ def _index(weight: PackedTensor, indices: Sequence[Tensor | None]) -> PackedTens
 def _require_stack(weight: PackedTensor, dim: int) -> None:
     if weight.dim() != 3 or dim % 3 != 0:
         raise SparsityError("PackedTensor: only experts of a stack can be selected; use .to_dense()")
+
+
+def _split(weight: PackedTensor, size: int, dim: int = 0) -> list[PackedTensor]:
+    """Stacks of some experts each, as ``chunk`` makes them."""
+    experts = weight.kept.shape[0]
+    return [_slice(weight, dim, first, min(first + size, experts)) for first in range(0, experts, size)]
+
+
+def _new_zeros(weight: PackedTensor, size: Sequence[int], **kwargs: Any) -> PackedTensor:
+    """An empty stack, for experts of the same form to be copied into."""
+    alike = (None, False, weight.dtype, weight.device, weight.layout)
+    if weight.dim() != 3 or tuple(size[1:]) != tuple(weight.shape[1:]) or any(v not in alike for v in kwargs.values()):
+        raise SparsityError("PackedTensor: new ones are stacks of experts of the same form; use .to_dense()")
+    return weight.with_inner(lambda t: t.new_zeros((size[0], *t.shape[1:])))
+
+
+def _as_strided(weight: PackedTensor, size: Sequence[int], stride: Sequence[int], offset: int = 0) -> PackedTensor:
+    """The tensor as it is, of which FSDP asks for exactly that."""
+    if tuple(size) != tuple(weight.shape) or tuple(stride) != weight.stride() or offset:
+        raise SparsityError("PackedTensor: has no other strides than its own; use .to_dense()")
+    return _same(weight)
 
 
 def _copy(weight: PackedTensor, source: Tensor, non_blocking: bool = False) -> PackedTensor:
@@ -343,6 +402,9 @@ _KEEP: dict[Any, Callable[..., Any]] = {
     aten.expand.default: _expand,
     aten.index.Tensor: _index,
     aten.copy_.default: _copy,
+    aten.split.Tensor: _split,
+    aten.new_zeros.default: _new_zeros,
+    aten.as_strided.default: _as_strided,
 }
 _PRODUCTS = frozenset(
     (aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.linear.default, aten.mv.default)
