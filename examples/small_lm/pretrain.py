@@ -2,9 +2,9 @@
 
     python -m examples.small_lm.pretrain [--dense 200] [--sparse 100] [--out FOLDER]
 
-Both phases run in transformers' Trainer, compiled with ``model.compile(backend="samoyeds")``. FOLDER then has the packed
-checkpoint, ``loss.json`` and ``loss.png``. The exit status is 1 if a block was not rewritten, or if the packed model,
-reloaded and compiled, does not have the loss that the trained one had.
+Both phases run in transformers' Trainer, compiled with ``model.compile(backend="samoyeds")``. FOLDER then has the
+packed checkpoint, ``loss.json`` and ``loss.png``. The exit status is 1 if a block was not rewritten, or if the packed
+model, reloaded and compiled, does not have the loss that the trained one had.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def train(
 
 
 def sparse_phase(model: nn.Module, stream_N: Tensor, steps: int) -> Curve:
-    """Masks on the experts, which follow the weights for the first half of the steps, then stay; baked in at the end."""
+    """Masks on the experts, which follow the weights for the first half of the steps, then stay and are baked in."""
     sparsify_(model, CONFIG, method="magnitude", trainable=True, progress=False)
     training = SparseTraining(CONFIG, method="sr_ste", refresh_every=5, stop_refresh_at=steps // 2)
     return train(model, stream_N, steps, 1e-3, [SparseTrainingCallback(training)])
@@ -92,7 +92,7 @@ def draw(dense: Curve, sparse: Curve, unseen: dict[str, float], path: Path) -> N
         axes.plot(step, loss, marker, color="black", markersize=9, fillstyle="none", label=f"unseen text: {name}")
     axes.axvline(len(dense) + 0.5, color="grey", linewidth=0.8, linestyle=":")
     axes.set(xlabel="optimizer step", ylabel="loss, nats a token", title="Dense, then 75 % sparse experts")
-    axes.legend(frameon=False)
+    axes.legend(loc="upper right", edgecolor="none", framealpha=1)
     figure.savefig(path, dpi=120)
 
 

@@ -17,8 +17,8 @@ from samoyeds_compile.report.model import GraphReport, Report
 def require_agreement(report: Report, group: dist.ProcessGroup | None = None) -> None:
     """Raise on every rank unless all have compiled the same; call it on all ranks, after the first step or so.
 
-    Graphs are told apart by their collectives, in order, and by what became of their blocks, not by their number: a rank
-    that compiled one more for another number of tokens agrees.
+    Graphs are told apart by their collectives, in order, and by what became of their blocks, not by their number: a
+    rank that compiled one more for another number of tokens agrees.
 
     Args:
         report: what this rank passed as ``options={"report": report}``.

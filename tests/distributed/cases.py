@@ -46,7 +46,8 @@ def result(report: Report, found: Sequence[Tensor], expected: Sequence[Tensor]) 
     return {
         "deviation": deviation, "graphs": len(report.graphs), "rewritten": len(report.rewritten),
         "collectives": sorted({", ".join(graph.collectives) for graph in report.graphs if graph.collectives}),
-        "agree": agreement(report), "left": [f"{block.module}: {block.reason}" for block in report.blocks if not block.rewritten],
+        "agree": agreement(report),
+        "left": [f"{block.module}: {block.reason}" for block in report.blocks if not block.rewritten],
         "discarded": [graph.discarded or graph.problem for graph in report.graphs if graph.discarded or graph.problem],
     }  # fmt: skip
 

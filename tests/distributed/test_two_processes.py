@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed._functional_collectives  # registers the ops
 
-from samoyeds_compile.backend import optimize
+from samoyeds_compile import backend
 from samoyeds_compile.options import Options
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
@@ -89,10 +90,7 @@ def test_ranks_that_differ_are_told_so(results: Results) -> None:
 
 
 def test_a_moved_collective_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Were a rewrite to take a collective along, the graph would be put back as it came, and the report would say so."""
-    import torch.distributed._functional_collectives
-
-    from samoyeds_compile import backend
+    """Were a rewrite to take a collective along, the graph would be put back as it came, and the report say so."""
 
     graph = torch.fx.Graph()
     x = graph.placeholder("x")
@@ -103,7 +101,7 @@ def test_a_moved_collective_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     gm = torch.fx.GraphModule({}, graph)
     monkeypatch.setattr(backend, "keep_sound", lambda *args: [None])
     monkeypatch.setattr(backend, "rewrite_blocks", lambda matches: first.prev.append(second))
-    report = optimize(gm, [torch.ones(2)], Options())
+    report = backend.optimize(gm, [torch.ones(2)], Options())
     assert report.collectives == ["all_reduce", "all_gather_into_tensor"]
     assert "changed collectives" in (report.problem or "")
     order = [node.target for node in gm.graph.nodes if node.op == "call_function"]

@@ -1,4 +1,4 @@
-"""kill -9 in the middle of a step: the next process goes on as if nothing had happened, masks and packed weights kept."""
+"""kill -9 in the middle of a step: the next process goes on as if it had not been, masks and packed weights kept."""
 
 import os
 import signal
@@ -37,4 +37,6 @@ def test_resumes_after_a_kill(tmp_path: Path) -> None:
     start = prepared().state_dict()
     for name in MASKED:
         moved = resumed[f"{name}_mask"] != start[f"{name}_mask"]
-        assert resumed[f"{name}_mask"].dtype == torch.bool and moved.any()  # masks that nothing changed would show nothing
+        assert (
+            resumed[f"{name}_mask"].dtype == torch.bool and moved.any()
+        )  # masks that nothing changed would show nothing
