@@ -12,7 +12,7 @@ expert parallelism ids >= E are sentinels, kept out of the products and masked a
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,9 @@ from samoyeds_compile.match.experts import (
     strip_transpose,
 )
 from samoyeds_compile.match.region import Candidate, Decline, Family, Linear, MoERegion, require
+
+MOST_COUNTING = 64
+"""How many values to look at behind the offsets."""
 
 GROUPED_MM = ("_grouped_mm", "transformers::grouped_mm_fallback")
 
@@ -105,7 +108,21 @@ def _only(found: list[Value], what: str, at: Value) -> Value:
     return found[0]
 
 
+def _counted_elsewhere(offsets: Value) -> bool:
+    """Whether the offsets come from counts that ranks have exchanged, as their rows then have been."""
+    seen, queue = {offsets}, deque([offsets])
+    while queue and len(seen) < MOST_COUNTING:
+        value = queue.popleft()
+        if "all_to_all" in value.op:
+            return True
+        fresh = [v for v in value.operands if v not in seen]
+        seen.update(fresh)
+        queue.extend(fresh)
+    return False
+
+
 def _match(graph: ValueGraph, offsets: Value, products: list[Value]) -> MoERegion:
+    require(not _counted_elsewhere(offsets), "its rows come sorted by expert from other ranks", offsets)
     require(len(products) == 2, f"{len(products)} grouped products share these offsets, not two", products[0])
     first, second = products
     up_weight, up_flipped = strip_transpose(first.arg("mat2"))

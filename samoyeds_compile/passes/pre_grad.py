@@ -47,6 +47,7 @@ class SamoyedsPass(CustomGraphPass):
         Args:
             graph: of an `fx.GraphModule` as Dynamo made it, with ``example_value`` in the metadata of its nodes.
         """
+        assert graph.owning_module is not None
         report = optimize(graph.owning_module, [], self.options)
         if self.options.report is not None:
             self.options.report(report)

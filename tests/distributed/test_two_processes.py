@@ -77,7 +77,8 @@ def test_all_reduce_of_transformers(results: Results) -> None:
 def test_dispatch_of_torchtitan(results: Results) -> None:
     """One graph with all three exchanges in it, in order, over sizes that are known only when it runs."""
     for rank in of(results, "torchtitan"):
-        assert (rank["graphs"], rank["agree"]) == (1, "")
+        assert (rank["graphs"], rank["rewritten"], rank["agree"]) == (1, 0, "")
+        assert rank["left"] == [": its rows come sorted by expert from other ranks"]
         assert rank["collectives"] == ["all_to_all_single, all_to_all_single, all_to_all_single"]
 
 
