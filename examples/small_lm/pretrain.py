@@ -2,9 +2,9 @@
 
     python -m examples.small_lm.pretrain [--dense 400] [--sparse 200] [--out FOLDER]
 
-Both phases run in transformers' Trainer, compiled with ``model.compile(backend="samoyeds")``; two to three
-minutes of one core. FOLDER then has the packed checkpoint, ``loss.json`` and ``loss.png``. The exit status is 1 if a block was not rewritten, or if the packed
-model, reloaded and compiled, does not have the loss that the trained one had.
+Both phases run in transformers' Trainer, compiled with ``model.compile(backend="samoyeds")``; two to three minutes of
+one core. FOLDER then has the packed checkpoint, ``loss.json`` and ``loss.png``. The exit status is 1 if a block was not
+rewritten, or if the packed model, reloaded and compiled, does not have the loss that the trained one had.
 """
 
 from __future__ import annotations
