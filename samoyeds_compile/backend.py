@@ -120,6 +120,7 @@ def optimize(
     with steps.protecting():
         graphs = steps.run("normalize", read_graphs, gm)
         matches = steps.run("match", find_blocks, graphs, chosen, steps.report)
+        steps.found(matches)
         sound = steps.run("validate", keep_sound, matches, options)
         if sound:
             steps.run("rewrite", rewrite_blocks, sound, edits=True)
@@ -133,13 +134,23 @@ def optimize(
 
 def find_blocks(graphs: Sequence[ValueGraph], families: Sequence[Family], report: GraphReport) -> list[Match]:
     """Match all families; every block and every near-miss gets its entry in the report."""
+    from samoyeds_compile.graph.edit import BLOCK
     from samoyeds_compile.match.driver import match_regions
     from samoyeds_compile.report.blocks import report_miss, report_region
-    from samoyeds_compile.report.called import report_called
+    from samoyeds_compile.report.called import called_blocks
 
     regions, misses = match_regions(graphs, families)
     matches = [(region, report_region(region)) for region in regions]
-    report.blocks += [*(block for _, block in matches), *report_called(graphs), *map(report_miss, misses)]
+    called = called_blocks(graphs)
+    members = [
+        *([v.node for v in r.members] for r in regions),
+        *([n] for n, _ in called),
+        *([m.anchor.node] for m in misses),
+    ]
+    for block, nodes in enumerate(members):
+        for node in nodes:
+            node.meta.setdefault(BLOCK, block)
+    report.blocks += [*(b for _, b in matches), *(b for _, b in called), *map(report_miss, misses)]
     return matches
 
 

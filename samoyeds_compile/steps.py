@@ -19,6 +19,7 @@ from samoyeds_compile.report.dump import GraphDump
 from samoyeds_compile.report.model import GraphReport, StepReport
 
 if TYPE_CHECKING:
+    from samoyeds_compile.backend import Match
     from samoyeds_compile.lower.kernels import KernelChoice
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class Steps:
             self._give_up(f"{type(error).__name__}: {error}")
         self.report.nodes_after = _count(self.gm)
         if self.dump is not None:
-            self.dump.finish(self.report)
+            self.dump.finish(self.report, self.gm)
 
     def run(self, name: str, step: Callable[..., R], *args: Any, edits: bool = False) -> R:
         """Run one step.
@@ -73,11 +74,19 @@ class Steps:
             self.dump.graph(f"after_{name}", self.gm)
         return result
 
+    def found(self, matches: Sequence[Match]) -> None:
+        """Dump what is to be seen of the blocks before they are rewritten."""
+        if self.dump is not None:
+            self.dump.found(self.gm, matches)
+
     def kernels(self, choices: Sequence[KernelChoice]) -> None:
         """Note how blocks are computed, and dump the text of kernels."""
         self.report.kernels = [str(choice) for choice in choices]
+        for choice in choices:
+            if choice.block is not None:
+                self.report.blocks[choice.block].kernel = str(choice)
         if self.dump is not None:
-            self.dump.kernels({name: text for choice in choices for name, text in choice.texts().items()})
+            self.dump.kernels(choices)
 
     def _verify(self, step: str) -> None:
         for module in graph_modules(self.gm):

@@ -21,12 +21,12 @@ _OPAQUE = (
 )
 
 
-def report_called(graphs: Sequence[ValueGraph]) -> list[BlockReport]:
-    """Entries for the ops of ours that the captured graphs call."""
+def called_blocks(graphs: Sequence[ValueGraph]) -> list[tuple[fx.Node, BlockReport]]:
+    """The ops of ours that the captured graphs call, each with its entry in the report."""
     ops = torch.ops.samoyeds
     makers = {ops.moe_experts.default: _entry, ops.expert_up.default: _entry, ops.leaf.default: _leaf}
     nodes = [node for view in graphs for node in view.module.graph.nodes if node.op == "call_function"]
-    return [makers[node.target](node) for node in nodes if node.target in makers]
+    return [(node, makers[node.target](node)) for node in nodes if node.target in makers]
 
 
 def _entry(node: fx.Node) -> BlockReport:

@@ -36,6 +36,7 @@ class BlockReport:
         router_reason: why not, if fusing was asked for.
         parameters: names of the expert weights.
         became: the ops it turned into.
+        kernel: by which kernel it is computed, or why by none; empty if it was not rewritten.
         deviation: largest relative deviation seen when the rewrite was validated; None if it was not.
     """
 
@@ -57,6 +58,7 @@ class BlockReport:
     router_reason: str | None = None
     parameters: tuple[str, ...] = ()
     became: tuple[str, ...] = ()
+    kernel: str = ""
     deviation: float | None = None
 
 
@@ -85,6 +87,7 @@ class GraphReport:
         kernels: how each block is computed: by which kernel, or why by none.
         problem: what went wrong inside the pipeline, so that the original graph was compiled; None normally.
         dump: folder with the dumped graphs, None if nothing was dumped.
+        left_out: what the dump does not have, and why.
     """
 
     name: str
@@ -98,6 +101,7 @@ class GraphReport:
     discarded: str = ""
     problem: str | None = None
     dump: str | None = None
+    left_out: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -122,7 +122,8 @@ def test_dumped_programs_run_and_agree(tmp_path, style, train):
     folder = tmp_path / "graph_000"
     routers = [] if train else ["after_routers.py"]  # in inference they become one op
     kernels = [] if train or style == "gathered" else ["kernels"]  # gathered weights of six tokens need none
-    programs = ["after_lower.py", "after_rewrite.py", *routers, "before.py", "graph.json", *kernels]
+    graphs = ["after_lower.py", "after_rewrite.py", *routers, "before.py"]
+    programs = [*graphs, "blocks", "graph.json", *kernels, "view.json"]
     assert sorted(p.name for p in folder.iterdir()) == programs
     assert "samoyeds.moe_experts" in (folder / "after_rewrite.py").read_text()
     stage = "expert_up" if train else "experts_gathered" if style == "gathered" else "experts_dense"  # six tokens
