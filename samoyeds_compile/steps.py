@@ -15,8 +15,10 @@ from torch import fx
 from samoyeds_compile.errors import GraphInvariantError
 from samoyeds_compile.graph.edit import Snapshot
 from samoyeds_compile.graph.values import graph_modules
+from samoyeds_compile.report.advice import advise
 from samoyeds_compile.report.dump import GraphDump
 from samoyeds_compile.report.model import GraphReport, StepReport
+from samoyeds_compile.report.trace import trace_graph
 
 if TYPE_CHECKING:
     from samoyeds_compile.backend import Match
@@ -48,6 +50,7 @@ class Steps:
                 self._snapshot.restore()
             self._give_up(f"{type(error).__name__}: {error}")
         self.report.nodes_after = _count(self.gm)
+        advise(self.report.blocks)
         if self.dump is not None:
             self.dump.finish(self.report, self.gm)
 
@@ -70,6 +73,8 @@ class Steps:
             self._verify(name)
         elapsed = (time.perf_counter() - start) * 1e3
         self.report.steps.append(StepReport(name, round(elapsed, 3), _count(self.gm)))
+        if edits:
+            trace_graph(name, self.gm)
         if edits and self.dump is not None:
             self.dump.graph(f"after_{name}", self.gm)
         return result

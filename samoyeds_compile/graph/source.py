@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from torch import fx
 
 from samoyeds_compile.graph.values import Value
 
-_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)\n\s*(?P<code>.*)')
+_FRAME = re.compile(
+    r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)(?:\n(?!\s*File ")\s*(?P<code>.*))?'
+)
+_OURS = f"{Path(__file__).parents[1]}/"
 
 
 def source_line(node: fx.Node) -> str:
     """``file:line: code`` of the innermost line of the user's model, or an empty string."""
     last = last_frame(node.stack_trace or "")
-    return "" if last is None else f"{last['file']}:{last['line']}: {last['code'].strip()}"
+    return "" if last is None else f"{last['file']}:{last['line']}: {(last['code'] or '').strip()}"
 
 
 def last_frame(stack_trace: str) -> re.Match[str] | None:
-    """The innermost frame of a node's stack trace, its parts by name: file, line, function, code."""
+    """The innermost frame of a node's stack trace outside this package; its parts are file, line, function, code."""
     frames = list(_FRAME.finditer(stack_trace))
-    return frames[-1] if frames else None
+    return next((frame for frame in reversed(frames) if not frame["file"].startswith(_OURS)), None)
 
 
 def module_path(nodes: Iterable[fx.Node]) -> str:

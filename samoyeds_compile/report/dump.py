@@ -19,6 +19,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,8 +70,8 @@ class GraphDump:
         for i, (region, block) in enumerate(matches):
             first = kinds.setdefault(_kind(region, block), i)
             if first == i:
-                program = block_program, (region, i, self.folder.name, block.module)
-                self._text(f"blocks/{i}/block.py", lambda p=program: p[0](*p[1]))
+                program = partial(block_program, region, i, self.folder.name, block.module)
+                self._text(f"blocks/{i}/block.py", program)
 
     def kernels(self, choices: Sequence[KernelChoice]) -> None:
         """Write the generated kernels, each once, and note which block has which."""
@@ -80,7 +81,7 @@ class GraphDump:
                 generated = choice.texts()
                 texts[str(choice)] = list(generated)
                 for name, text in generated.items():
-                    self._text(f"kernels/{name}", lambda text=text: text)
+                    self._text(f"kernels/{name}", partial(str, text))
             if choice.block is not None:
                 self.view.kernels[choice.block] = {"title": str(choice), "files": texts[str(choice)]}
 

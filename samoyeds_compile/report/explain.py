@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -47,9 +48,17 @@ def explain(model: Any, *args: Any, **kwargs: Any) -> Report:
     finally:
         torch._dynamo.reset()
     report.breaks += _explained(report, breaks, model)
+    _mend_breaks_first(report)
     if isinstance(model, nn.Module):
         report.uncaptured += find_uncaptured(model, report)
     return report
+
+
+def _mend_breaks_first(report: Report) -> None:
+    """What is left of a block behind a graph break writes to what was made before it; the break is what matters."""
+    for block in report.blocks if report.breaks else ():
+        if block.reason == "the block writes to one of its inputs":
+            block.remedy = "the graph breaks inside the block; mend that first"
 
 
 def _is_meta(model: Any) -> bool:
@@ -67,5 +76,6 @@ def _explained(report: Report, counted: Mapping[str, int], model: Any) -> list[t
 def _first_line(reason: str) -> str:
     """The title of Dynamo's message, with its explanation but without hints and links."""
     lines = [line.strip() for line in reason.splitlines() if line.strip()]
+    lines = [re.sub(r" at 0x[0-9a-f]+", "", line) for line in lines]
     kept = [line for line in lines if not line.startswith(("Hint:", "Developer debug context", "For more details"))]
     return " ".join(kept[:2])

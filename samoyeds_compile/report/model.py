@@ -25,6 +25,7 @@ class BlockReport:
         rewritten: whether it runs as ``samoyeds::`` ops.
         reason: why it was not rewritten; None if it was.
         reason_source: ``file:line: code`` of the first failed condition.
+        remedy: what to change so that it is rewritten; empty if it was.
         experts: E; None where the match did not get that far, as with the other sizes.
         top_k: K.
         hidden_size: H.
@@ -46,6 +47,7 @@ class BlockReport:
     rewritten: bool
     reason: str | None = None
     reason_source: str = ""
+    remedy: str = ""
     experts: int | None = None
     top_k: int | None = None
     hidden_size: int | None = None
@@ -148,6 +150,12 @@ class Report:
     def to_json(self, indent: int | None = 2) -> str:
         """The report as JSON text."""
         return json.dumps(self.to_dict(), indent=indent)
+
+    def why(self) -> str:
+        """What could be better, as text: blocks left alone, graph breaks, kernels not used; each with what to do."""
+        from samoyeds_compile.report.why import why
+
+        return why(self)
 
     def __rich__(self) -> RenderableType:
         """Render with rich."""

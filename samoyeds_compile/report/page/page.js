@@ -19,8 +19,8 @@ const nameOf = (block) => block.module || (block.source ? shortFile(block.source
 const duration = (ms) => (ms < 1000 ? `${ms.toFixed(ms < 10 ? 1 : 0)} ms` : `${(ms / 1000).toFixed(1)} s`);
 
 function remedyOf(block) {
-  const [before, after] = (block.reason ?? "").split(/; (?=[^;]*$)/);
-  return after ? [before, after] : [block.reason ?? "", ""];
+  const [reason, remedy] = [block.reason ?? "", block.remedy ?? ""];
+  return [remedy && reason.endsWith(remedy) ? reason.slice(0, -remedy.length).replace(/[;:] $/, "") : reason, remedy];
 }
 
 // ------------------------------------------------------------------------------------------------------------- header
