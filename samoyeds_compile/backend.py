@@ -42,11 +42,10 @@ def samoyeds(
     """
     from torch._dynamo.exc import RestartAnalysis
 
-    from samoyeds_compile import bisect
     from samoyeds_compile.base import compile_with_base
     from samoyeds_compile.capture import callers_settings
 
-    chosen = bisect.staged(Options.from_call(mode, options))
+    chosen = Options.from_call(mode, options)
     with callers_settings() as can_retrace:
         report = optimize(gm, example_inputs, chosen)
         if can_retrace:

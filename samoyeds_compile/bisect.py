@@ -1,17 +1,15 @@
 """PyTorch's compiler bisector (``torch._inductor.compiler_bisector``) knows this backend and can switch its steps off.
 
-While the bisector tries ``eager``, ``aot_eager`` or ``inductor``, graphs reach that compiler as they came. If they are
-all good it goes on to ``samoyeds``, switches each of `STEPS` off in turn, and finds the block whose step does the harm.
+The bisector puts ``eager``, ``aot_eager`` and ``inductor`` in the place of the backend that `torch.compile` names. If
+they are all good it goes on to ``samoyeds``, switches each of `STEPS` off in turn, and finds the block whose step does
+the harm. Options have to come from the environment meanwhile, as Inductor refuses ours.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 from torch._inductor.compiler_bisector import BACKENDS, BisectSubsystem, CompilerBisector
-
-from samoyeds_compile.options import BASES, Options
 
 NAME = "samoyeds"
 STEPS = ("samoyeds_routers", "samoyeds_rewrite")
@@ -21,15 +19,6 @@ STEPS = ("samoyeds_routers", "samoyeds_rewrite")
 def register() -> None:
     """Make the backend known to the bisector."""
     BACKENDS.setdefault(NAME, [BisectSubsystem(step) for step in STEPS])
-
-
-def staged(options: Options) -> Options:
-    """The options for the stage of a bisection under way; as they are if there is none."""
-    stage = CompilerBisector.get_backend() if CompilerBisector.bisection_enabled else None
-    if stage is None or stage == NAME:
-        return options
-    base = stage if stage in BASES else "aot_eager"  # the bisector knows variants of it
-    return dataclasses.replace(options, rewrite=False, base=base)
 
 
 def allows(step: str, what: Callable[[], str]) -> bool:

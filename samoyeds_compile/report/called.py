@@ -9,9 +9,10 @@ import torch
 from torch import fx
 
 from samoyeds_codegen import expr
-from samoyeds_compile.graph.source import module_path, source_line
+from samoyeds_compile.graph.source import module_path, source_line, source_name
 from samoyeds_compile.graph.values import ValueGraph
 from samoyeds_compile.report.model import BlockReport
+from samoyeds_compile.report.nodes import is_parameter
 
 INTEGRATION, LEAF = "integration", "leaf"
 """Families of such blocks: written with ``moe_experts`` or its stages, and kept opaque."""
@@ -47,12 +48,24 @@ def _entry(node: fx.Node) -> BlockReport:
         activation=expr.display_name(operands["activation"]),
         gate_up_layout=operands["gate_up_layout"],
         weight_layout=operands["weight_layout"],
+        parameters=_parameters([operands.get(name) for name in ("gate", "up", "down")]),
         became=(str(node.target).removesuffix(".default"),),
     )
 
 
 def _leaf(node: fx.Node) -> BlockReport:
-    return BlockReport(module_path([node]), source_line(node), LEAF, rewritten=False, reason=_OPAQUE)
+    parameters = _parameters(list(_operands(node).values()))
+    return BlockReport(
+        module_path([node]), source_line(node), LEAF, rewritten=False, reason=_OPAQUE, parameters=parameters
+    )
+
+
+def _parameters(operands: list[Any]) -> tuple[str, ...]:
+    """Names of the parameters among operands, those that were stacked for the call included."""
+    nodes: list[fx.Node] = []
+    fx.map_arg(operands, nodes.append)
+    nodes += [source for node in nodes for source in node.all_input_nodes]
+    return tuple(dict.fromkeys(source_name(node) for node in nodes if is_parameter(node) and source_name(node)))
 
 
 def _operands(node: fx.Node) -> dict[str, Any]:

@@ -66,11 +66,12 @@ def _entry(path: str, owner: nn.Module, module: nn.Module, experts: int, report:
 
 def _class_source(module: nn.Module) -> str:
     """``file:line: class`` of the module's class, as far as Python knows it."""
+    name = f"class {type(module).__name__}"
     try:
-        line = inspect.getsourcelines(type(module))[1]
-        return f"{inspect.getsourcefile(type(module))}:{line}: class {type(module).__name__}"
-    except (OSError, TypeError):  # defined in a console or in C
-        return f"class {type(module).__name__}"
+        return f"{inspect.getsourcefile(type(module))}:{inspect.getsourcelines(type(module))[1]}: {name}"
+    except (OSError, TypeError):  # defined in a console, or in a file that was not imported by name
+        code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+        return name if code is None else f"{code.co_filename}:{code.co_firstlineno}: forward of {name}"
 
 
 def _reason(module: nn.Module, report: Report) -> str:

@@ -101,8 +101,7 @@ def section(trouble: Trouble, folder: Path) -> str:
 def portable(text: str, folder: Path) -> str:
     """Without what differs from machine to machine."""
     text = text.replace(f"{folder}/", "")
-    text = re.sub(r"\S*/site-packages/", "", text)
-    return re.sub(r"\S*/torch/", "torch/", text)
+    return re.sub(r"[^\s(]*/site-packages/", "", text)
 
 
 def _changed(trouble: Trouble) -> Iterator[str]:

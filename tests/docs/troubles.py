@@ -196,8 +196,7 @@ TROUBLES = (
         "An activation with a running sum",
         "sorted.py",
         (("silu(gate) * up", "silu(gate.cumsum(dim=0)) * up"),),
-        "As before: `dim=0` runs over tokens. Over features, `dim=-1`, it is one row's own affair.",
-        fix=(("cumsum(dim=0)", "cumsum(dim=-1)"),),
+        "As before: `dim=0` runs over tokens.",
     ),
     Trouble(
         "The hidden rows are read elsewhere",

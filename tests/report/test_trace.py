@@ -65,7 +65,7 @@ def test_tlparse_shows_our_artifacts(traced):
 
 def test_no_text_is_made_if_nobody_listens(monkeypatch):
     """Printing a graph takes longer than rewriting it."""
-    assert not logging.getLogger("torch.__trace").handlers
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "handlers", [])
     monkeypatch.setattr(torch.fx.GraphModule, "print_readable", None)
     report = Report()
     torch.compile(Block(), backend="samoyeds", options={"base": "eager", "report": report})(torch.randn(6, 16))
@@ -82,6 +82,7 @@ def test_profiler_names_our_ops():
     assert "samoyeds::experts_dense" in {event.name for event in profile.events()}
 
 
+@pytest.mark.inductor
 def test_bisector_finds_the_block(monkeypatch):
     """One of two blocks is rewritten wrongly; the bisector says which step, and which block."""
     torch.manual_seed(0)
@@ -99,9 +100,10 @@ def test_bisector_finds_the_block(monkeypatch):
     def works():
         torch._dynamo.reset()
         with torch.no_grad():
-            compiled = torch.compile(model, backend="samoyeds", options={"validate": False, "base": "eager"})
-            return torch.allclose(compiled(x), model(x), atol=1e-4)
+            return torch.allclose(torch.compile(model, backend="samoyeds")(x), model(x), atol=1e-4)
 
+    monkeypatch.setenv("SAMOYEDS_BASE", "eager")
+    monkeypatch.setenv("SAMOYEDS_VALIDATE", "0")
     assert works()
     monkeypatch.setattr(rewrite, "rewrite_region", wrong)
     found = CompilerBisector.do_bisect(works)
