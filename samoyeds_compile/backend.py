@@ -196,7 +196,8 @@ def rewrite_blocks(matches: Sequence[Match]) -> None:
     """Write every match as canonical op (or, where a part has no name, as stage ops)."""
     from samoyeds_compile.rewrite import rewrite_region
 
-    for region, block in matches:
+    in_order = sorted(matches, key=lambda match: match[0].output.position)  # of blocks in a row the first one first
+    for region, block in in_order:
         block.became = rewrite_region(region)
         block.rewritten = True
 

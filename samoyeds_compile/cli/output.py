@@ -26,5 +26,6 @@ def show(table: RenderableType, data: Any, as_json: bool) -> None:
 
 def fail(message: str) -> int:
     """Print an error; returns the exit code."""
-    Console(stderr=True, soft_wrap=True).print(f"samoyeds: {message}", style="red", highlight=False, markup=False)
+    plain = {"highlight": False, "markup": False, "emoji": False}  # `n:m:vector` is no emoji
+    Console(stderr=True, soft_wrap=True).print(f"samoyeds: {message}", style="red", **plain)
     return BAD_INPUT

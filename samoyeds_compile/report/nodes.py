@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from samoyeds_compile.graph.source import dotted_path, last_frame
+from samoyeds_compile.graph.source import dotted_path, last_frame, source_name
 from samoyeds_compile.graph.values import hint
 
 LONGEST_CALL = 160
@@ -37,12 +37,13 @@ def call_text(node: fx.Node) -> str:
 def _argument(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_argument, value))}]"
-    return _short(value.name) if isinstance(value, fx.Node) else re.sub(r"^torch\.", "", str(value))
+    return short_name(value) if isinstance(value, fx.Node) else re.sub(r"^torch\.", "", str(value))
 
 
-def _short(name: str) -> str:
-    """Placeholders have names as long as the path of the parameter that they are."""
-    return name if len(name) < 48 else f"…{name[-40:]}"
+def short_name(node: fx.Node) -> str:
+    """A node's name; of a parameter, whose name is as long as its path, the last two parts of that."""
+    path = source_name(node) if is_parameter(node) else ""
+    return ".".join(path.split(".")[-2:]) or node.name
 
 
 def shape_text(value: Any) -> str:

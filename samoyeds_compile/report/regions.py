@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx
 
 from samoyeds_compile.graph.edit import BLOCK
-from samoyeds_compile.report.nodes import call_text, label, line_of, shape_text
+from samoyeds_compile.report.nodes import call_text, label, line_of, shape_text, short_name
 
 MOST_OPERATIONS = 240
 """Operations of a block that are shown; a loop over many experts has thousands that are alike."""
@@ -49,7 +49,7 @@ def _operation(node: fx.Node, index: dict[fx.Node, int]) -> dict[str, Any]:
         "line": line_of(node),
         "reads": [index[source] for source in node.all_input_nodes if source in index],
         "from": [
-            (source.name, shape_text(source.meta.get("example_value")))
+            (short_name(source), shape_text(source.meta.get("example_value")))
             for source in node.all_input_nodes
             if source not in index
         ],

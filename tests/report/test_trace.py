@@ -86,15 +86,12 @@ def test_profiler_names_our_ops():
 def test_bisector_finds_the_block(monkeypatch):
     """One of two blocks is rewritten wrongly; the bisector says which step, and which block."""
     torch.manual_seed(0)
-    model, x = (
-        torch.nn.Sequential(Block(bias=True), Block(activate=lambda z: z[:, ::2].relu() * z[:, 1::2])),
-        torch.randn(6, 16),
-    )
+    model, x = torch.nn.Sequential(Block(bias=True), Block()), torch.randn(6, 16)
     right = rewrite.rewrite_region
 
     def wrong(region):
-        if region.gate_up_layout == "interleaved":
-            region.gate_up_layout = "concatenated"
+        if region.up.bias is None:
+            region.activation = "relu(gate) * up"
         return right(region)
 
     def works():
@@ -108,4 +105,5 @@ def test_bisector_finds_the_block(monkeypatch):
     monkeypatch.setattr(rewrite, "rewrite_region", wrong)
     found = CompilerBisector.do_bisect(works)
     assert found is not None and (found.backend, found.subsystem) == ("samoyeds", "samoyeds_rewrite")
-    assert found.bisect_number == 2
+    assert found.bisect_number == 1 and found.debug_info is not None  # counted from 0
+    assert found.debug_info.startswith("1 (") and "blocks.py" in found.debug_info, "the module and the line"

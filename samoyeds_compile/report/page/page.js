@@ -191,10 +191,11 @@ function showLines(target, entry, view) {
   const passages = view.passages.map((i) => DATA.views[entry.g].view.passages[i]);
   const left = passages.map((passage, i) => passageHtml(passage, entry.block.rewritten ? null : view.reason_at, passages[i - 1]?.file)).join("") || `<p class="muted">The source is not at hand.</p>`;
   const right = view.after ? operationsHtml("What runs instead", view.after) : "";
-  target.innerHTML = `<div class="sides"><div><h3>The model's lines</h3>${left}</div><div>${right}${operationsHtml(`The ${count(view.before)} operations they were`, view.before)}</div></div>`;
+  target.innerHTML = `<div class="sides"><div><h3>The model's lines</h3>${left}</div><div>${right}${operationsHtml(beforeTitle(entry.block, count(view.before)), view.before)}</div></div>`;
   linkLines(target);
 }
 
+const beforeTitle = (block, number) => (!block.rewritten ? "Where it looks like a block" : number === 1 ? "The operation it was" : `The ${number} operations they were`);
 const count = (listed) => listed.operations.length + listed.left_out;
 
 function operationsHtml(title, listed) {
