@@ -51,6 +51,8 @@ def _graph(folder: Path) -> str:
 
 
 def _artefacts(folder: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(folder.glob("*.svg")):
+        yield {"block": None, "name": path.name, "text": path.read_text()}
     for path in sorted(folder.glob("blocks/*/*")):
         if path.suffix in _SHOWN and path.parent.name.isdigit():
             yield {"block": int(path.parent.name), "name": path.name, "text": path.read_text()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ def pattern_of(weight: PackedTensor, name: str) -> dict[str, Any] | None:
     if isinstance(weight.kept, FakeTensor) or weight.kept.is_meta:
         return None
     with unset_fake_temporarily(), torch.no_grad():
-        corner = unpack(_corner(weight.packed)).float().abs().cpu()
+        corner = unpack(_corner(_first(weight).packed)).float().abs().cpu()
     config = weight.form.config
     return {
         "name": name,
@@ -37,6 +38,12 @@ def pattern_of(weight: PackedTensor, name: str) -> dict[str, Any] | None:
     }
 
 
+def _first(weight: PackedTensor) -> PackedTensor:
+    """The first matrix of a stack."""
+    is_stack = weight.dim() == 3 or weight.form.flat
+    return weight.with_inner(lambda t: t[0], replace(weight.form, flat=False)) if is_stack else weight
+
+
 def _corner(packed: PackedWeight) -> PackedWeight:
     config, (rows, cols) = packed.config, packed.shape
     rows, cols = min(rows, round_up(ROWS, config.m * config.group)), min(cols, round_up(COLS, config.vector))
@@ -44,7 +51,7 @@ def _corner(packed: PackedWeight) -> PackedWeight:
     whole = round_up(cols, max(config.vector, 16))
 
     def cut(tensor: Tensor | None, height: int, width: int) -> Tensor | None:
-        return None if tensor is None else tensor.reshape(-1, *tensor.shape[-2:])[0, :height, :width]
+        return None if tensor is None else tensor[:height, :width]
 
     values = cut(packed.values, condensed, whole // (2 if config.inner == "2:4" else 1))
     assert values is not None

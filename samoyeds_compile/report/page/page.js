@@ -104,6 +104,7 @@ function showOverview() {
     if (g.discarded) html += `<div class="note left"><p><b>Graph ${escaped(g.name)} is not in use.</b></p><p>${escaped(g.discarded)}</p></div>`;
   }
   html += reasonsHtml() + breaksHtml() + timesHtml() + kernelsHtml() + leftOutHtml();
+  html += (DATA.views[state.graph]?.artefacts ?? []).filter((file) => file.block === null).map(artefactHtml).join("");
   $("detail").innerHTML = html;
 }
 
@@ -271,7 +272,13 @@ function paintPattern(canvas, { rows, config }) {
 }
 
 function showFiles(target, entry) {
-  target.innerHTML = artefactsOf(entry).map(({ name, text }) => `<figure><figcaption class="mono">${escaped(name)}</figcaption>${name.endsWith(".svg") ? `<img alt="${escaped(name)}" src="data:image/svg+xml,${encodeURIComponent(text)}" style="max-width:100%">` : `<pre class="text">${escaped(text)}</pre>`}</figure>`).join("");
+  target.innerHTML = artefactsOf(entry).map(artefactHtml).join("");
+}
+
+function artefactHtml({ name, text }) {
+  const picture = name.endsWith(".svg");
+  const shown = picture ? `<img alt="${escaped(name)}" src="data:image/svg+xml,${encodeURIComponent(text)}" style="max-width:100%">` : `<pre class="text">${escaped(text)}</pre>`;
+  return `<figure><figcaption class="mono">${escaped(name)}</figcaption>${shown}</figure>`;
 }
 
 function showAll(target, { block }) {
