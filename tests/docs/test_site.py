@@ -25,7 +25,8 @@ def test_every_name_of_the_api_page_exists_and_is_documented():
 
 def test_links_between_pages_lead_somewhere():
     for page in (ROOT / "docs").glob("*.md"):
-        for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text()):
+        text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL)
+        for target, anchor in re.findall(r"\]\(((?:[\w./-]+\.\w+)?)(?:#([\w-]+))?\)", text):
             path = (page.parent / target) if target else page
             assert path.exists(), f"{page.name} links to {target}"
             if anchor and path.suffix == ".md":
