@@ -21,7 +21,7 @@ TEST_ENV := OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 HF_HUB_OFFLINE=1
 PYTEST   := $(TEST_ENV) $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint test-slow bench wheel clean
+.PHONY: help venv demo test lint test-slow bench docs wheel clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -65,6 +65,7 @@ lint: $(STAMP) ## Check style, formatting and types
 bench: $(STAMP) ## Run the benchmarks; results go to benchmarks/results (some hours; leave the machine alone)
 	@$(PY) -m benchmarks.block
 	@$(PY) -m benchmarks.compile_time
+	@$(PY) -m benchmarks.dump
 	@$(PY) -m benchmarks.matching
 	@$(PY) -m benchmarks.memory
 	@$(PY) -m benchmarks.cpu
@@ -72,9 +73,13 @@ bench: $(STAMP) ## Run the benchmarks; results go to benchmarks/results (some ho
 	@$(PY) -m benchmarks.generate
 	@$(PY) -m benchmarks.quality
 
+docs: $(STAMP) ## Build the site of the guide into site/ (installs mkdocs)
+	@$(PY) -m pip install -qq --disable-pip-version-check "mkdocs-material>=9.6" "mkdocstrings[python]>=0.29"
+	@$(PY) -m mkdocs build --strict
+
 wheel: $(STAMP) ## Build the wheel into dist/
 	@$(PY) -m build --wheel --no-isolation
 
 clean: ## Remove the environment, caches and build outputs
-	@rm -rf $(VENV) build dist samoyeds_dump .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) build dist site samoyeds_dump .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -68,9 +68,11 @@ def __getattr__(name: str) -> Any:
     """``samoyeds``: whoever asks for the backend is about to compile, so Dynamo is loaded and gets its hook now."""
     if name != "samoyeds":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from samoyeds_compile.bisect import register
     from samoyeds_compile.capture import install
 
     install(_backend)
+    register()
     return _backend
 
 
@@ -90,10 +92,13 @@ def _require_known_sizes(gm: fx.GraphModule, report: GraphReport, options: Optio
 
 
 def _discarded(report: GraphReport, why: str) -> GraphReport:
+    from samoyeds_compile.report.advice import advise
+
     report.discarded, report.break_reason, report.break_source = why, "", ""
     for block in report.blocks:
         block.rewritten, block.became = False, ()
         block.reason = block.reason or why
+    advise(report.blocks)
     return report
 
 
@@ -112,14 +117,16 @@ def optimize(
     """
     from samoyeds_compile.graph.values import read_graphs
     from samoyeds_compile.match.driver import FAMILIES
+    from samoyeds_compile.report.trace import debug_dump, trace_report
     from samoyeds_compile.steps import Steps
 
     chosen = [f.configured(options) for f in (FAMILIES if families is None else families)]
     chosen = [f for f in chosen if f.name not in options.disable]
-    steps = Steps(gm, example_inputs, options.dump)
+    steps = Steps(gm, example_inputs, debug_dump(options.dump))
     with steps.protecting():
         graphs = steps.run("normalize", read_graphs, gm)
         matches = steps.run("match", find_blocks, graphs, chosen, steps.report)
+        steps.found(matches)
         sound = steps.run("validate", keep_sound, matches, options)
         if sound:
             steps.run("rewrite", rewrite_blocks, sound, edits=True)
@@ -127,19 +134,30 @@ def optimize(
                 steps.run("routers", fuse_routers, sound, options, edits=True)
         if any(block.rewritten for block in steps.report.blocks):  # integrations write canonical ops themselves
             steps.kernels(steps.run("lower", lower_blocks, gm, options.triton, edits=True))
+    trace_report(steps.report)
     _log(steps.report)
     return steps.report
 
 
 def find_blocks(graphs: Sequence[ValueGraph], families: Sequence[Family], report: GraphReport) -> list[Match]:
     """Match all families; every block and every near-miss gets its entry in the report."""
+    from samoyeds_compile.graph.edit import BLOCK
     from samoyeds_compile.match.driver import match_regions
     from samoyeds_compile.report.blocks import report_miss, report_region
-    from samoyeds_compile.report.called import report_called
+    from samoyeds_compile.report.called import called_blocks
 
     regions, misses = match_regions(graphs, families)
     matches = [(region, report_region(region)) for region in regions]
-    report.blocks += [*(block for _, block in matches), *report_called(graphs), *map(report_miss, misses)]
+    called = called_blocks(graphs)
+    members = [
+        *([v.node for v in r.members] for r in regions),
+        *([n] for n, _ in called),
+        *([m.anchor.node] for m in misses),
+    ]
+    for block, nodes in enumerate(members):
+        for node in nodes:
+            node.meta.setdefault(BLOCK, block)
+    report.blocks += [*(b for _, b in matches), *(b for _, b in called), *map(report_miss, misses)]
     return matches
 
 
@@ -151,10 +169,18 @@ def keep_sound(matches: Sequence[Match], options: Options) -> list[Match]:
         for _, block in matches:
             block.reason = "rewriting is switched off (rewrite=False)"
         return []
-    if not options.validate:
-        return list(matches)
-    validator = Validator()
-    return [match for match in matches if _passes(validator, *match)]
+    validator = Validator() if options.validate else None
+    return [match for match in matches if _is_allowed(match[1]) and (validator is None or _passes(validator, *match))]
+
+
+def _is_allowed(block: BlockReport) -> bool:
+    """Whether PyTorch's bisector, if it is at work, lets the block be rewritten."""
+    from samoyeds_compile import bisect
+
+    allowed = bisect.allows("samoyeds_rewrite", lambda: f"{block.module or 'block'} ({block.source})")
+    if not allowed:
+        block.reason = "rewriting is switched off by the compiler bisector"
+    return allowed
 
 
 def _passes(validator: Any, region: MoERegion, block: BlockReport) -> bool:
@@ -170,16 +196,22 @@ def rewrite_blocks(matches: Sequence[Match]) -> None:
     """Write every match as canonical op (or, where a part has no name, as stage ops)."""
     from samoyeds_compile.rewrite import rewrite_region
 
-    for region, block in matches:
+    in_order = sorted(matches, key=lambda match: match[0].output.position)  # of blocks in a row the first one first
+    for region, block in in_order:
         block.became = rewrite_region(region)
         block.rewritten = True
 
 
 def fuse_routers(matches: Sequence[Match], options: Options) -> None:
     """Replace the routers of rewritten blocks by one op each, where they are recognised."""
+    from samoyeds_compile import bisect
     from samoyeds_compile.routers import driver
 
-    driver.fuse_routers(matches, options.validate, everywhere=options.fuse_routers is True)
+    def is_allowed(match: Match) -> bool:
+        return bisect.allows("samoyeds_routers", lambda: f"the router of {match[1].module}")
+
+    allowed = [match for match in matches if is_allowed(match)]
+    driver.fuse_routers(allowed, options.validate, everywhere=options.fuse_routers is True)
 
 
 def lower_blocks(gm: fx.GraphModule, triton: bool | None = None) -> list[KernelChoice]:

@@ -19,6 +19,10 @@ class GraphInvariantError(SamoyedsError, RuntimeError):
     """A pipeline step left a graph that is not well formed; the original graph is compiled instead."""
 
 
+class DumpError(SamoyedsError, LookupError):
+    """A dump folder, or a block in one, that is not there."""
+
+
 class IntegrationError(SamoyedsError, TypeError):
     """Something that an integration cannot work on, or a description of experts that does not fit them."""
 

@@ -48,6 +48,7 @@ def rewrite_region(region: MoERegion) -> tuple[str, ...]:
     for user in region.output.users:
         for read in [node for node, meaning in user.reads.items() if meaning is region.output]:
             user.node.replace_input_with(read, new)
+    region.output.holder = new  # a block right behind this one was matched when the old node was there
     erase_members(region.members, region.output)
     refresh_examples(new)
     return tuple(dict.fromkeys(name for name in map(_samoyeds_name, added) if name))

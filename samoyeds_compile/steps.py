@@ -16,10 +16,13 @@ from samoyeds_compile.errors import GraphInvariantError
 from samoyeds_compile.graph.collectives import collectives_of
 from samoyeds_compile.graph.edit import Snapshot
 from samoyeds_compile.graph.values import graph_modules
+from samoyeds_compile.report.advice import advise
 from samoyeds_compile.report.dump import GraphDump
 from samoyeds_compile.report.model import GraphReport, StepReport
+from samoyeds_compile.report.trace import trace_graph
 
 if TYPE_CHECKING:
+    from samoyeds_compile.backend import Match
     from samoyeds_compile.lower.kernels import KernelChoice
 
 logger = logging.getLogger(__name__)
@@ -49,8 +52,9 @@ class Steps:
                 self._snapshot.restore()
             self._give_up(f"{type(error).__name__}: {error}")
         self.report.nodes_after = _count(self.gm)
+        advise(self.report.blocks)
         if self.dump is not None:
-            self.dump.finish(self.report)
+            self.dump.finish(self.report, self.gm)
 
     def run(self, name: str, step: Callable[..., R], *args: Any, edits: bool = False) -> R:
         """Run one step.
@@ -71,15 +75,25 @@ class Steps:
             self._verify(name)
         elapsed = (time.perf_counter() - start) * 1e3
         self.report.steps.append(StepReport(name, round(elapsed, 3), _count(self.gm)))
+        if edits:
+            trace_graph(name, self.gm)
         if edits and self.dump is not None:
             self.dump.graph(f"after_{name}", self.gm)
         return result
 
+    def found(self, matches: Sequence[Match]) -> None:
+        """Dump what is to be seen of the blocks before they are rewritten."""
+        if self.dump is not None:
+            self.dump.found(self.gm, matches)
+
     def kernels(self, choices: Sequence[KernelChoice]) -> None:
         """Note how blocks are computed, and dump the text of kernels."""
         self.report.kernels = [str(choice) for choice in choices]
+        for choice in choices:
+            if choice.block is not None:
+                self.report.blocks[choice.block].kernel = str(choice)
         if self.dump is not None:
-            self.dump.kernels({name: text for choice in choices for name, text in choice.texts().items()})
+            self.dump.kernels(choices)
 
     def _verify(self, step: str) -> None:
         for module in graph_modules(self.gm):

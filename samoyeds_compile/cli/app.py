@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from samoyeds_compile.cli import cache, doctor, explain, schema
+from samoyeds_compile.cli import bench, cache, convert, doctor, explain, schema
 from samoyeds_compile.cli.output import fail
 from samoyeds_compile.errors import SamoyedsError
 
@@ -22,6 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("explain")(explain.explain)
+app.command("bench")(bench.bench)
+app.command("convert")(convert.convert)
 app.command("doctor")(doctor.doctor)
 app.command("schema")(schema.schema)
 app.add_typer(cache.app, name="cache")

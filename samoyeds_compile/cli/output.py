@@ -26,5 +26,7 @@ def show(table: RenderableType, data: Any, as_json: bool) -> None:
 
 def fail(message: str) -> int:
     """Print an error; returns the exit code."""
-    Console(stderr=True, soft_wrap=True).print(f"samoyeds: {message}", style="red", highlight=False, markup=False)
+    console = Console(stderr=True, soft_wrap=True)
+    # No markup and no emoji: `n:m:vector` must stay as it is.
+    console.print(f"samoyeds: {message}", style="red", highlight=False, markup=False, emoji=False)
     return BAD_INPUT

@@ -59,9 +59,13 @@ def nodes_between(first: fx.Node, last: fx.Node) -> list[fx.Node]:
     return nodes
 
 
+BLOCK = "samoyeds_block"
+"""Key in ``node.meta``: the index of the block in the graph's report that a node belongs to, before and after."""
+
+
 def copy_origin(source: fx.Node, target: fx.Node) -> None:
-    """Let a new node say which line and module of the user's model it stands for."""
-    for key in ("stack_trace", "nn_module_stack", "source_fn_stack"):
+    """Let a new node say which line, module and block of the user's model it stands for."""
+    for key in ("stack_trace", "nn_module_stack", "source_fn_stack", BLOCK):
         if key in source.meta:
             target.meta[key] = source.meta[key]
 

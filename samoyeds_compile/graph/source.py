@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from torch import fx
 
 from samoyeds_compile.graph.values import Value
 
-_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)\n\s*(?P<code>.*)')
+_FRAME = re.compile(
+    r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)(?:\n(?!\s*File ")\s*(?P<code>.*))?'
+)
+_OURS = f"{Path(__file__).parents[1]}/"
 
 
 def source_line(node: fx.Node) -> str:
     """``file:line: code`` of the innermost line of the user's model, or an empty string."""
-    frames = list(_FRAME.finditer(node.stack_trace or ""))
-    if not frames:
-        return ""
-    last = frames[-1]
-    return f"{last['file']}:{last['line']}: {last['code'].strip()}"
+    last = last_frame(node.stack_trace or "")
+    return "" if last is None else f"{last['file']}:{last['line']}: {(last['code'] or '').strip()}"
+
+
+def last_frame(stack_trace: str) -> re.Match[str] | None:
+    """The innermost frame of a node's stack trace outside this package; its parts are file, line, function, code."""
+    frames = list(_FRAME.finditer(stack_trace))
+    return next((frame for frame in reversed(frames) if not frame["file"].startswith(_OURS)), None)
 
 
 def module_path(nodes: Iterable[fx.Node]) -> str:
@@ -44,6 +51,11 @@ def dotted_path(source: str) -> str:
 
 def parameter_name(value: Value) -> str:
     """Name of the parameter that a value is, as the model calls it; empty for a computed tensor."""
-    source = getattr(value.node, "_dynamo_source", None)
+    return source_name(value.node)
+
+
+def source_name(node: fx.Node) -> str:
+    """Name of the parameter or input that a placeholder is, as the model calls it; empty for other nodes."""
+    source = getattr(node, "_dynamo_source", None)
     name = getattr(source, "name", "")
     return dotted_path(name() if callable(name) else str(name)) if source is not None else ""

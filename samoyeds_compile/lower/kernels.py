@@ -30,6 +30,7 @@ class KernelChoice:
         reason: why there is none.
         texts: gives what was generated, by names of files; only a dump asks.
         triton: whether the kernel is one for CUDA devices.
+        block: index of the block in the graph's report; None where nothing is reported.
     """
 
     packed: bool
@@ -37,6 +38,7 @@ class KernelChoice:
     reason: str = ""
     texts: Callable[[], Mapping[str, str]] = dict
     triton: bool = False
+    block: int | None = None
 
     @property
     def op(self) -> torch._ops.OpOverload | None:

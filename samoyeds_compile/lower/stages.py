@@ -6,12 +6,13 @@ Or ``experts_packed`` or ``experts_dense`` where one kernel computes the block (
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
 from torch import fx
 
-from samoyeds_compile.graph.edit import copy_origin, fill_examples, nodes_between
+from samoyeds_compile.graph.edit import BLOCK, copy_origin, fill_examples, nodes_between
 from samoyeds_compile.lower.choose import prefers_gathered
 from samoyeds_compile.lower.kernels import KernelChoice, choose_kernel
 from samoyeds_compile.ops.operands import is_stack, num_experts
@@ -48,7 +49,7 @@ def _lower(graph: fx.Graph, node: fx.Node, triton: bool | None) -> KernelChoice:
     fill_examples(added)
     node.replace_all_uses_with(out)
     graph.erase_node(node)
-    return choice
+    return dataclasses.replace(choice, block=node.meta.get(BLOCK))
 
 
 def _emit_stages(graph: fx.Graph, node: fx.Node) -> fx.Node:

@@ -9,9 +9,10 @@ import torch
 from torch import fx
 
 from samoyeds_codegen import expr
-from samoyeds_compile.graph.source import module_path, source_line
+from samoyeds_compile.graph.source import module_path, source_line, source_name
 from samoyeds_compile.graph.values import ValueGraph
 from samoyeds_compile.report.model import BlockReport
+from samoyeds_compile.report.nodes import is_parameter
 
 INTEGRATION, LEAF = "integration", "leaf"
 """Families of such blocks: written with ``moe_experts`` or its stages, and kept opaque."""
@@ -21,12 +22,12 @@ _OPAQUE = (
 )
 
 
-def report_called(graphs: Sequence[ValueGraph]) -> list[BlockReport]:
-    """Entries for the ops of ours that the captured graphs call."""
+def called_blocks(graphs: Sequence[ValueGraph]) -> list[tuple[fx.Node, BlockReport]]:
+    """The ops of ours that the captured graphs call, each with its entry in the report."""
     ops = torch.ops.samoyeds
     makers = {ops.moe_experts.default: _entry, ops.expert_up.default: _entry, ops.leaf.default: _leaf}
     nodes = [node for view in graphs for node in view.module.graph.nodes if node.op == "call_function"]
-    return [makers[node.target](node) for node in nodes if node.target in makers]
+    return [(node, makers[node.target](node)) for node in nodes if node.target in makers]
 
 
 def _entry(node: fx.Node) -> BlockReport:
@@ -47,12 +48,24 @@ def _entry(node: fx.Node) -> BlockReport:
         activation=expr.display_name(operands["activation"]),
         gate_up_layout=operands["gate_up_layout"],
         weight_layout=operands["weight_layout"],
+        parameters=_parameters([operands.get(name) for name in ("gate", "up", "down")]),
         became=(str(node.target).removesuffix(".default"),),
     )
 
 
 def _leaf(node: fx.Node) -> BlockReport:
-    return BlockReport(module_path([node]), source_line(node), LEAF, rewritten=False, reason=_OPAQUE)
+    parameters = _parameters(list(_operands(node).values()))
+    return BlockReport(
+        module_path([node]), source_line(node), LEAF, rewritten=False, reason=_OPAQUE, parameters=parameters
+    )
+
+
+def _parameters(operands: list[Any]) -> tuple[str, ...]:
+    """Names of the parameters among operands, those that were stacked for the call included."""
+    nodes: list[fx.Node] = []
+    fx.map_arg(operands, nodes.append)
+    nodes += [source for node in nodes for source in node.all_input_nodes]
+    return tuple(dict.fromkeys(source_name(node) for node in nodes if is_parameter(node) and source_name(node)))
 
 
 def _operands(node: fx.Node) -> dict[str, Any]:

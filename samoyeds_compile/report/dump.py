@@ -1,214 +1,133 @@
 """The dump folder: each graph as runnable Python, before and after each step, and the reports.
 
-    DIR/report.json                 all graphs in the folder
+    DIR/report.html                 all graphs in the folder, to look at in a browser
+    DIR/report.json                 the same as data
     DIR/graph_000/before.py         what Dynamo captured
     DIR/graph_000/after_rewrite.py  with canonical ops; run it: it compares itself with before.py
     DIR/graph_000/after_lower.py    with stage ops, or one op for each block that has a kernel
     DIR/graph_000/kernels/          the generated text of kernels
+    DIR/graph_000/blocks/0/         one block alone: block.py, and whatever else there is to see of it
     DIR/graph_000/graph.json        the report of this graph
+    DIR/graph_000/view.json         what report.html shows of it
 
 Several processes may dump into one folder: each graph takes a fresh number, and every file is written in one go.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import itertools
 import json
 import logging
-import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import fx
 
-from samoyeds_compile.errors import OptionError
-from samoyeds_compile.graph.values import graph_modules, hint
+from samoyeds_compile.report import files
+from samoyeds_compile.report.html import write_page
 from samoyeds_compile.report.model import SCHEMA_VERSION, GraphReport
+from samoyeds_compile.report.program import graph_program, inputs_of
+from samoyeds_compile.report.view import View
+
+if TYPE_CHECKING:
+    from samoyeds_compile.lower.kernels import KernelChoice
+    from samoyeds_compile.match.region import MoERegion
+    from samoyeds_compile.report.model import BlockReport
 
 logger = logging.getLogger(__name__)
 
-_TEMPLATE = '''"""{title}
-
-Written by samoyeds. Run it to execute the graph on made-up inputs of the recorded shapes{check_note}.
-"""
-
-import inspect
-from pathlib import Path
-
-import torch
-from math import inf, nan
-from torch import device
-
-import samoyeds_compile  # registers the samoyeds:: ops
-{imports}
-
-{code}
-
-
-def instantiate(cls):
-    """An instance of a graph's class, with instances of the nested graphs that it calls (checkpoint bodies)."""
-    module = cls()
-    for name, nested in vars(cls).items():
-        if isinstance(nested, type) and issubclass(nested, torch.nn.Module):
-            object.__setattr__(module, name, as_graph(instantiate(nested)))
-    return module
-
-
-def as_graph(module):
-    """A GraphModule that calls the module: what higher-order ops expect as their body."""
-    graph = torch.fx.Graph()
-    arguments = [graph.placeholder(name) for name in inspect.signature(module.forward).parameters]
-    graph.output(graph.call_module("body", tuple(arguments)))
-    return torch.fx.GraphModule({{"body": module}}, graph)
-
-
-def make_inputs(seed=0):
-    """Inputs of the shapes, strides and dtypes that were compiled."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def tensor(shape, stride, dtype, requires_grad):
-        size = 1 + sum((n - 1) * s for n, s in zip(shape, stride)) if all(shape) else 0
-        if dtype.is_floating_point:
-            data = (torch.randn(size, generator=generator) * 0.1).to(dtype)
-        elif dtype is torch.bool:
-            data = torch.ones(size, dtype=dtype)
-        else:
-            data = torch.randint(0, 2, (size,), generator=generator).to(dtype)
-        return data.as_strided(shape, stride).requires_grad_(requires_grad)
-
-    return [
-{inputs}
-    ]
-
-
-def run():
-    """All outputs as a flat list."""
-    with torch.{grad_mode}():
-        return torch.utils._pytree.tree_leaves(instantiate({class_name})(*make_inputs()))
-
-
-def main():
-    outputs = run()
-    for output in outputs:
-        print(tuple(output.shape) if isinstance(output, torch.Tensor) else output)
-{main_tail}
-
-if __name__ == "__main__":
-    main()
-'''
-
-_COMPARE = """    import runpy
-
-    before = runpy.run_path(str(Path(__file__).with_name("before.py")))["run"]()
-    for mine, theirs in zip(outputs, before, strict=True):
-        if isinstance(mine, torch.Tensor):
-            tolerance = 1e-4 if mine.dtype in (torch.float32, torch.float64) else 3e-2
-            torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
-    print("equal to before.py")
-"""
-
 
 class GraphDump:
-    """The folder of one graph."""
+    """The folder of one graph.
+
+    Attributes:
+        left_out: what was not written, and why.
+    """
 
     def __init__(self, root: Path, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> None:
         self.root = root
-        self.folder = _fresh_folder(root)
-        self.inputs = _inputs_of(gm, example_inputs)
+        self.folder = files.fresh_folder(root)
+        self.left_out: list[str] = []
+        self.full = files.size_of(root) > files.LARGEST_FOLDER
+        if self.full:
+            self.left_out.append(f"all programs and kernels: the folder holds over {files.LARGEST_FOLDER >> 20} MiB")
+        self.inputs = "" if self.full else inputs_of(gm, example_inputs)
+        self.view = View(gm, example_inputs)
         self.graph("before", gm)
 
     def graph(self, name: str, gm: fx.GraphModule) -> None:
         """Write the graph as it is now to ``<name>.py``; a graph that cannot be written down costs only its file."""
+        self._text(f"{name}.py", lambda: graph_program(name, gm, self.inputs))
+
+    def found(self, gm: fx.GraphModule, matches: Sequence[tuple[MoERegion, BlockReport]]) -> None:
+        """Look at the blocks, and write each that will be rewritten as a program of its own, one of each kind."""
+        from samoyeds_compile.report.alone import block_program
+
+        self.view.found(gm)
+        kinds: dict[Any, int] = {}
+        for i, (region, block) in enumerate(matches):
+            first = kinds.setdefault(_kind(region, block), i)
+            if first == i:
+                program = partial(block_program, region, i, self.folder.name, block.module)
+                self._text(f"blocks/{i}/block.py", program)
+
+    def kernels(self, choices: Sequence[KernelChoice]) -> None:
+        """Write the generated kernels, each once, and note which block has which."""
+        texts: dict[str, list[str]] = {}
+        for choice in choices:
+            if str(choice) not in texts:
+                generated = choice.texts()
+                texts[str(choice)] = list(generated)
+                for name, text in generated.items():
+                    self._text(f"kernels/{name}", partial(str, text))
+            if choice.block is not None:
+                self.view.kernels[choice.block] = {"title": str(choice), "files": texts[str(choice)]}
+
+    def artefact(self, block: int, name: str, text: str) -> None:
+        """Keep something to see of one block (an SVG, a table as text, JSON); the report shows every such file."""
+        self._text(f"blocks/{block}/{name}", lambda: text)
+
+    def finish(self, report: GraphReport, gm: fx.GraphModule) -> None:
+        """Write the graph's report and bring those of the whole folder up to date."""
+        report.dump, report.left_out = str(self.folder), self.left_out
+        self._text("view.json", lambda: json.dumps(self.view.finished(gm, report)))
+        files.write(self.folder / "graph.json", json.dumps(dataclasses.asdict(report), indent=2))
+        write_reports(self.root)
+
+    def _text(self, name: str, make: Callable[[], str]) -> None:
+        """Write one file, unless there is no room for it or it cannot be made."""
+        if self.full:
+            return
         try:
-            program = _as_program(name, gm, self.inputs)
-        except Exception:
-            logger.warning("samoyeds could not write %s of graph %s as a program", name, self.folder, exc_info=True)
-            program = f"# This graph could not be written as a program; its nodes were:\n{gm.graph}".replace(
-                "\n", "\n# "
-            )
-        _write(self.folder / f"{name}.py", program)
-
-    def kernels(self, texts: Mapping[str, str]) -> None:
-        """Write generated kernels, by names of files."""
-        folder = self.folder / "kernels"
-        if texts:
-            folder.mkdir()
-        for name, text in texts.items():
-            _write(folder / name, text)
-
-    def finish(self, report: GraphReport) -> None:
-        """Write the graph's report and bring the folder's ``report.json`` up to date."""
-        report.dump = str(self.folder)
-        _write(self.folder / "graph.json", json.dumps(dataclasses.asdict(report), indent=2))
-        graphs = [json.loads(p.read_text()) for p in sorted(self.root.glob("graph_*/graph.json"))]
-        _write(self.root / "report.json", json.dumps({"version": SCHEMA_VERSION, "graphs": graphs}, indent=2))
+            text = make()
+        except Exception as error:
+            logger.warning("samoyeds could not write %s of %s", name, self.folder, exc_info=True)
+            self.left_out.append(f"{name}: {type(error).__name__}: {error}")
+            return
+        if len(text) > files.LARGEST_FILE:
+            self.left_out.append(f"{name}: {len(text) / 2**20:.0f} MiB, over {files.LARGEST_FILE >> 20}")
+            return
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write(path, text)
 
 
-def _fresh_folder(root: Path) -> Path:
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        for number in itertools.count():
-            folder = root / f"graph_{number:03d}"
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir()
-                return folder
-    except OSError as error:
-        remedy = "give a folder that can be created and written to"
-        raise OptionError(f"option 'dump' is {str(root)!r}, which does not work ({error}); {remedy}") from error
-    raise AssertionError("unreachable")
+def write_reports(root: Path, **of_model: Any) -> None:
+    """Gather the graphs of a folder into its ``report.json`` and ``report.html``.
+
+    Args:
+        root: the folder.
+        of_model: what is known of the model as a whole: ``uncaptured``, ``breaks``, ``notes``.
+    """
+    graphs = [json.loads(path.read_text()) for path in sorted(root.glob("graph_*/graph.json"))]
+    report = {"version": SCHEMA_VERSION, "graphs": graphs, **of_model}
+    files.write(root / "report.json", json.dumps(report, indent=2))
+    write_page(root, report)
 
 
-def _write(path: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-
-
-def _as_program(name: str, gm: fx.GraphModule, inputs: str) -> str:
-    code = gm.print_readable(print_output=False, include_stride=False, include_device=False).strip()
-    class_name = code.split("class ", 1)[1].split("(", 1)[0].strip()
-    is_first = name == "before"
-    return _TEMPLATE.format(
-        title=f"The graph {'as Dynamo captured it' if is_first else name.replace('_', ' ')}.",
-        check_note="" if is_first else ", and to compare the results with before.py",
-        imports="\n".join(_imports(gm, code)),
-        code=code,
-        inputs=inputs,
-        class_name=class_name,
-        grad_mode="enable_grad" if torch.is_grad_enabled() else "no_grad",
-        main_tail="" if is_first else _COMPARE,
-    )
-
-
-def _imports(gm: fx.GraphModule, code: str) -> Iterator[str]:
-    """Import lines for the names that the graph's code uses beside torch's."""
-    if "torch.ops.transformers" in code:
-        yield "import transformers.integrations.moe"
-    names: dict[str, Any] = {}
-    for module in graph_modules(gm):
-        names |= module.graph.python_code("self").globals
-    for name, thing in names.items():
-        if name not in ("torch", "device", "inf", "nan", "NoneType") and callable(thing) and hasattr(thing, "__name__"):
-            yield f"from {thing.__module__} import {thing.__name__} as {name}"
-
-
-def _inputs_of(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> str:
-    nodes = gm.graph.find_nodes(op="placeholder")
-    pairs = zip(nodes, example_inputs, strict=True)
-    return "\n".join(f"        {_input_of(n.meta.get('example_value'), given)},  # {n.name}" for n, given in pairs)
-
-
-def _input_of(example: Any, given: Any) -> str:
-    if isinstance(given, torch.Tensor) and given.dim() == 0 and type(given) is torch.Tensor:
-        return f"torch.tensor({given.item()!r}, dtype={given.dtype})"  # a number of the model, such as an epsilon
-    if isinstance(example, torch.Tensor):
-        shape, stride = ([hint(s) for s in sizes] for sizes in (example.shape, example.stride()))
-        return f"tensor({shape}, {stride}, {example.dtype}, {example.requires_grad and example.is_leaf})"
-    return repr(hint(given))
+def _kind(region: MoERegion, block: BlockReport) -> Any:
+    """What two blocks of a model have in common if their programs would be the same but for names."""
+    sizes = (block.family, block.experts, block.top_k, block.hidden_size, block.intermediate_size)
+    return (*sizes, block.activation, len(region.members), region.output.dtype, str(region.output.shape))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,11 +31,16 @@ def explain(model: Any, *args: Any, **kwargs: Any) -> Report:
     Returns:
         The report; print it, or read its ``blocks``, ``graphs``, ``breaks`` and ``to_json()``.
     """
+    return explain_into(None, model, args, kwargs)
+
+
+def explain_into(dump: Path | None, model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Report:
+    """The same, with the graphs in a dump folder; its ``report.html`` says all that the report does."""
     from torch._dynamo.utils import counters
 
     model = getattr(model, "_orig_mod", model)
     report = Report()
-    options: dict[str, Any] = {"base": "eager", "report": report}
+    options: dict[str, Any] = {"base": "eager", "report": report} | ({} if dump is None else {"dump": dump})
     if _is_meta(model):
         options["validate"] = False
         report.notes.append("the model has no weights (meta device), so rewrites were not validated")
@@ -47,9 +54,27 @@ def explain(model: Any, *args: Any, **kwargs: Any) -> Report:
     finally:
         torch._dynamo.reset()
     report.breaks += _explained(report, breaks, model)
+    _mend_breaks_first(report)
     if isinstance(model, nn.Module):
         report.uncaptured += find_uncaptured(model, report)
+    if any(graph.dump for graph in report.graphs):
+        _complete(Path(next(graph.dump for graph in report.graphs if graph.dump)).parent, report)
     return report
+
+
+def _complete(folder: Path, report: Report) -> None:
+    """What only a look at the whole model shows, in the reports of a dump folder."""
+    from samoyeds_compile.report.dump import write_reports
+
+    whole = report.to_dict()
+    write_reports(folder, **{name: whole[name] for name in ("uncaptured", "breaks", "notes")})
+
+
+def _mend_breaks_first(report: Report) -> None:
+    """What is left of a block behind a graph break writes to what was made before it; the break is what matters."""
+    for block in report.blocks if report.breaks else ():
+        if block.reason == "the block writes to one of its inputs":
+            block.remedy = "the graph breaks inside the block; mend that first"
 
 
 def _is_meta(model: Any) -> bool:
@@ -67,5 +92,6 @@ def _explained(report: Report, counted: Mapping[str, int], model: Any) -> list[t
 def _first_line(reason: str) -> str:
     """The title of Dynamo's message, with its explanation but without hints and links."""
     lines = [line.strip() for line in reason.splitlines() if line.strip()]
+    lines = [re.sub(r" at 0x[0-9a-f]+", "", line) for line in lines]
     kept = [line for line in lines if not line.startswith(("Hint:", "Developer debug context", "For more details"))]
     return " ".join(kept[:2])

@@ -25,6 +25,7 @@ class BlockReport:
         rewritten: whether it runs as ``samoyeds::`` ops.
         reason: why it was not rewritten; None if it was.
         reason_source: ``file:line: code`` of the first failed condition.
+        remedy: what to change so that it is rewritten; empty if it was.
         experts: E; None where the match did not get that far, as with the other sizes.
         top_k: K.
         hidden_size: H.
@@ -36,6 +37,7 @@ class BlockReport:
         router_reason: why not, if fusing was asked for.
         parameters: names of the expert weights.
         became: the ops it turned into.
+        kernel: by which kernel it is computed, or why by none; empty if it was not rewritten.
         deviation: largest relative deviation seen when the rewrite was validated; None if it was not.
     """
 
@@ -45,6 +47,7 @@ class BlockReport:
     rewritten: bool
     reason: str | None = None
     reason_source: str = ""
+    remedy: str = ""
     experts: int | None = None
     top_k: int | None = None
     hidden_size: int | None = None
@@ -57,6 +60,7 @@ class BlockReport:
     router_reason: str | None = None
     parameters: tuple[str, ...] = ()
     became: tuple[str, ...] = ()
+    kernel: str = ""
     deviation: float | None = None
 
 
@@ -86,6 +90,7 @@ class GraphReport:
         collectives: what the graph sends between ranks, in order; rewrites leave it as it is.
         problem: what went wrong inside the pipeline, so that the original graph was compiled; None normally.
         dump: folder with the dumped graphs, None if nothing was dumped.
+        left_out: what the dump does not have, and why.
     """
 
     name: str
@@ -100,6 +105,7 @@ class GraphReport:
     collectives: list[str] = field(default_factory=list)
     problem: str | None = None
     dump: str | None = None
+    left_out: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -146,6 +152,12 @@ class Report:
     def to_json(self, indent: int | None = 2) -> str:
         """The report as JSON text."""
         return json.dumps(self.to_dict(), indent=indent)
+
+    def why(self) -> str:
+        """What could be better, as text: blocks left alone, graph breaks, kernels not used; each with what to do."""
+        from samoyeds_compile.report.why import why
+
+        return why(self)
 
     def __rich__(self) -> RenderableType:
         """Render with rich."""

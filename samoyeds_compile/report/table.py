@@ -68,12 +68,13 @@ def _block_row(block: BlockReport) -> list[str | Text]:
 
 def _reasons(report: Report) -> Table:
     table = Table(title="Not rewritten", title_justify="left")
-    for name in ("module", "nearest pattern", "why", "where"):
+    for name in ("module", "nearest pattern", "why", "where", "what to do"):
         table.add_column(name, overflow="fold")
     for block in report.blocks:
         if not block.rewritten:
             where = block.reason_source or block.source
-            table.add_row(block.module, block.family, Text(block.reason or ""), Text(where))
+            why = (block.reason or "").removesuffix(block.remedy).removesuffix("; ").removesuffix(": ")
+            table.add_row(block.module, block.family, Text(why), Text(where), Text(block.remedy))
     return table
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from samoyeds_compile.integrations.families import family_of
+from samoyeds_compile.report.advice import remedy_for_block
 from samoyeds_compile.report.model import BlockReport, Report
 from samoyeds_compile.report.remedies import remedy_of
 
@@ -15,7 +16,7 @@ from samoyeds_compile.report.remedies import remedy_of
 def find_uncaptured(model: nn.Module, report: Report) -> list[BlockReport]:
     """Entries for the modules that hold experts and are in no block of the report."""
     missing = [found for found in expert_modules(model) if not _is_seen(found[0], report.blocks)]
-    return [_entry(path, module, experts, report) for path, module, experts in missing]
+    return [_entry(path, _owner(model, path, module), module, experts, report) for path, module, experts in missing]
 
 
 def expert_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
@@ -52,18 +53,25 @@ def _is_seen(path: str, blocks: list[BlockReport]) -> bool:
     )
 
 
-def _entry(path: str, module: nn.Module, experts: int, report: Report) -> BlockReport:
+def _owner(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
+    """The module whose code runs the experts: of a list the one that has it."""
+    return model.get_submodule(path.rpartition(".")[0]) if isinstance(module, nn.ModuleList) else module
+
+
+def _entry(path: str, owner: nn.Module, module: nn.Module, experts: int, report: Report) -> BlockReport:
     reason = _reason(module, report)
-    return BlockReport(path, _class_source(module), family="", rewritten=False, reason=reason, experts=experts)
+    source, remedy = _class_source(owner), remedy_of(module) or remedy_for_block(reason)
+    return BlockReport(path, source, family="", rewritten=False, reason=reason, remedy=remedy, experts=experts)
 
 
 def _class_source(module: nn.Module) -> str:
     """``file:line: class`` of the module's class, as far as Python knows it."""
+    name = f"class {type(module).__name__}"
     try:
-        line = inspect.getsourcelines(type(module))[1]
-        return f"{inspect.getsourcefile(type(module))}:{line}: class {type(module).__name__}"
-    except (OSError, TypeError):  # defined in a console or in C
-        return f"class {type(module).__name__}"
+        return f"{inspect.getsourcefile(type(module))}:{inspect.getsourcelines(type(module))[1]}: {name}"
+    except (OSError, TypeError):  # defined in a console, or in a file that was not imported by name
+        code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+        return name if code is None else f"{code.co_filename}:{code.co_firstlineno}: forward of {name}"
 
 
 def _reason(module: nn.Module, report: Report) -> str:

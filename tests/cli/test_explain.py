@@ -48,6 +48,16 @@ def script(tmp_path: Path) -> Path:
     return path
 
 
+def test_dump_has_what_explain_says(script: Path, tmp_path: Path) -> None:
+    """Blocks that reached no graph, and breaks, too."""
+    done = run("explain", f"{script}:loop", "--dump", tmp_path / "dumped", "--why")
+    assert done.exit_code == 1 and "do      " in done.stdout
+    report = json.loads((tmp_path / "dumped" / "report.json").read_text())
+    jsonschema.validate(report, report_schema())
+    assert report["uncaptured"] and report["breaks"]
+    assert "enable(model)" in (tmp_path / "dumped" / "report.html").read_text()
+
+
 def test_configuration(config: Path) -> None:
     """Weights are not needed; some layers stand for all."""
     done = run("explain", config)
