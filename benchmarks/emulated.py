@@ -9,10 +9,10 @@ from torch import Tensor
 
 from samoyeds_codegen import emulate, expr
 from samoyeds_codegen.cuda.arguments import arguments_of
-from samoyeds_codegen.cuda.block import Projection, Routing, Tiles, project
+from samoyeds_codegen.cuda.block import Routing, Tiles, project
 from samoyeds_codegen.cuda.emit import ENTRY, emit
 from samoyeds_codegen.cuda.launch import Launch
-from samoyeds_codegen.cuda.pack import Condensed, pack, pack_bias
+from samoyeds_codegen.cuda.operands import Matrix, Projection
 from samoyeds_codegen.cuda.spec import ProjectionSpec
 from samoyeds_compile.ops.route import route
 from samoyeds_compile.sparsity import SparsityConfig, best_mask
@@ -53,13 +53,11 @@ def _weight(spec: ProjectionSpec, dtype: torch.dtype, generator: torch.Generator
 
 def _packed(spec: ProjectionSpec, dense: dict[str, Tensor], bias: dict[str, Tensor]) -> Projection:
     found = []
-    for weight in dense.values():
+    for name, weight in dense.items():
         packed = pack_canonical(weight, _config(spec))
         assert packed.metadata is not None
-        found.append(Condensed(packed.values, packed.metadata, packed.selection))
-    gate = found[0] if spec.gated else None
-    biases = pack_bias(spec.pattern, bias["up" if spec.gated else "x"], bias.get("gate")) if bias else None
-    return Projection(pack(spec.pattern, found[-1], gate), FEATURES, COLUMNS, biases)
+        found.append(Matrix(packed.values, packed.metadata, packed.selection, 0, bias.get(name)))
+    return Projection(FEATURES, COLUMNS, *found)
 
 
 def _tiles(spec: ProjectionSpec, offsets_E: Tensor) -> Tiles:

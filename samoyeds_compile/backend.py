@@ -133,7 +133,7 @@ def optimize(
             if options.fuse_routers or (options.fuse_routers is None and not torch.is_grad_enabled()):
                 steps.run("routers", fuse_routers, sound, options, edits=True)
         if any(block.rewritten for block in steps.report.blocks):  # integrations write canonical ops themselves
-            steps.kernels(steps.run("lower", lower_blocks, gm, options.triton, edits=True))
+            steps.kernels(steps.run("lower", lower_blocks, gm, options, edits=True))
     trace_report(steps.report)
     _log(steps.report)
     return steps.report
@@ -214,12 +214,13 @@ def fuse_routers(matches: Sequence[Match], options: Options) -> None:
     driver.fuse_routers(allowed, options.validate, everywhere=options.fuse_routers is True)
 
 
-def lower_blocks(gm: fx.GraphModule, triton: bool | None = None) -> list[KernelChoice]:
+def lower_blocks(gm: fx.GraphModule, options: Options | None = None) -> list[KernelChoice]:
     """Lower every canonical op to its stages or a kernel; says how each block is computed."""
     from samoyeds_compile.graph.values import graph_modules
     from samoyeds_compile.lower.stages import lower_experts
 
-    return [choice for module in graph_modules(gm) for choice in lower_experts(module, triton)]
+    triton, measure = (options.triton, options.mode.startswith("max-autotune")) if options else (None, False)
+    return [choice for module in graph_modules(gm) for choice in lower_experts(module, triton, measure)]
 
 
 def _log(report: GraphReport) -> None:

@@ -13,7 +13,7 @@ from samoyeds_codegen.cpp.emit import emit
 from samoyeds_codegen.cpp.kernel import experts_kernel
 from samoyeds_codegen.cpp.spec import DenseExpertsSpec, ExpertsSpec
 from samoyeds_codegen.errors import KernelError
-from samoyeds_compile.lower.triton import switched_off, triton_kernel
+from samoyeds_compile.lower.gpu import GpuKernels, gpu_kernels, switched_off
 from samoyeds_compile.ops.experts_dense import dense_spec
 from samoyeds_compile.ops.experts_packed import kernel_spec
 from samoyeds_compile.ops.operands import num_experts
@@ -29,7 +29,7 @@ class KernelChoice:
         kernel: what the report calls the kernel; None if there is none.
         reason: why there is none.
         texts: gives what was generated, by names of files; only a dump asks.
-        triton: whether the kernel is one for CUDA devices.
+        kinds: of kernels for CUDA devices, as `gpu_experts` takes them; empty for a kernel of the CPU.
         block: index of the block in the graph's report; None where nothing is reported.
     """
 
@@ -37,7 +37,7 @@ class KernelChoice:
     kernel: str | None
     reason: str = ""
     texts: Callable[[], Mapping[str, str]] = dict
-    triton: bool = False
+    kinds: str = ""
     block: int | None = None
 
     @property
@@ -46,8 +46,8 @@ class KernelChoice:
         ops = torch.ops.samoyeds
         if self.kernel is None:
             return None
-        if self.triton:
-            return ops.experts_triton.default
+        if self.kinds:
+            return ops.experts_gpu.default
         return ops.experts_packed.default if self.packed else ops.experts_dense.default
 
     def __str__(self) -> str:
@@ -69,21 +69,23 @@ def choose_kernel(
     *options: Any,
     bias: bool = False,
     triton: bool | None = None,
+    measure: bool = False,
 ) -> KernelChoice:
     """Compile the kernel of a block, unless the cache has it, and say how the block is computed.
 
     Args:
         expert_ids_TK: of which only the shape counts; T may be symbolic.
         gate, up, down: its weights, or fakes of them.
-        options: what else `kernel_spec`, `dense_spec` and `triton_spec` take.
+        options: what else `kernel_spec`, `dense_spec` and `gpu_spec` take.
         bias: whether any projection has a bias.
         triton: the option of this name.
+        measure: whether candidates for CUDA devices are measured.
     """
     packed = any(isinstance(weight, PackedTensor) for weight in (*gate, *up, *down))
     if up[0].device.type == "cuda":
         if (off := switched_off(packed, triton)) is not None:
             return KernelChoice(packed, None, off)
-        return KernelChoice(packed, *triton_kernel(gate, up, down, *options, bias=bias), triton=True)
+        return gpu_choice(packed, gpu_kernels(expert_ids_TK, gate, up, down, *options, bias=bias, measure=measure))
     spec = (kernel_spec if packed else dense_spec)(gate, up, down, *options)
     if isinstance(spec, str):
         return KernelChoice(packed, None, spec)
@@ -92,6 +94,13 @@ def choose_kernel(
     if isinstance(spec, DenseExpertsSpec) and spec.by_columns and not _few(expert_ids_TK, num_experts(up)):
         return KernelChoice(packed, None, "weights are stored [in, out], of which only few tokens make a fast kernel")
     return _compiled(spec)
+
+
+def gpu_choice(packed: bool, found: GpuKernels) -> KernelChoice:
+    """Kernels for a CUDA device as the choice for a block."""
+    if not found.kinds:
+        return KernelChoice(packed, None, found.text)
+    return KernelChoice(packed, found.text, texts=found.texts, kinds=found.kinds)
 
 
 def _few(expert_ids_TK: torch.Tensor, experts: int) -> bool:

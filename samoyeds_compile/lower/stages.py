@@ -19,26 +19,27 @@ from samoyeds_compile.ops.operands import is_stack, num_experts
 from samoyeds_compile.rewrite import FAMILY, emit_plan
 
 
-def lower_experts(module: fx.GraphModule, triton: bool | None = None) -> list[KernelChoice]:
+def lower_experts(module: fx.GraphModule, triton: bool | None = None, measure: bool = False) -> list[KernelChoice]:
     """Lower every canonical op of one GraphModule in place; returns how each is computed.
 
     Args:
         module: what to change.
         triton: the option of this name.
+        measure: whether candidates for CUDA devices are measured.
     """
     canonical = torch.ops.samoyeds.moe_experts.default
     found = module.graph.find_nodes(op="call_function", target=canonical)
-    return [_lower(module.graph, node, triton) for node in found]
+    return [_lower(module.graph, node, triton, measure) for node in found]
 
 
-def _lower(graph: fx.Graph, node: fx.Node, triton: bool | None) -> KernelChoice:
-    last, choice = node.prev, _choose_kernel(node, triton)
+def _lower(graph: fx.Graph, node: fx.Node, triton: bool | None, measure: bool) -> KernelChoice:
+    last, choice = node.prev, _choose_kernel(node, triton, measure)
     with graph.inserting_before(node):
         if not choice.packed and _prefers_gathered(node, choice.op is not None):
             choice = KernelChoice(False, None, "gathered weights are faster for so few tokens")
             out = graph.call_function(torch.ops.samoyeds.experts_gathered.default, node.args)
         elif choice.op is not None:
-            out = graph.call_function(choice.op, node.args)
+            out = graph.call_function(choice.op, (*node.args, *([choice.kinds] if choice.kinds else [])))
         else:
             out = _emit_stages(graph, node)
     added = nodes_between(last, node)
@@ -66,12 +67,12 @@ def _emit_stages(graph: fx.Graph, node: fx.Node) -> fx.Node:
         h, *plan, down, down_bias, after, weight_layout, compute_dtype, out_dtype))  # fmt: skip
 
 
-def _choose_kernel(node: fx.Node, triton: bool | None) -> KernelChoice:
+def _choose_kernel(node: fx.Node, triton: bool | None, measure: bool) -> KernelChoice:
     (expert_ids,), *weights = map(_examples, (node.args[1:2], *node.args[3:6]))
     activation, gate_up_layout, weight_layout, weighting, compute_dtype = node.args[9:14]
     bias = any(operand is not None for operand in node.args[6:9])
     options = (activation, gate_up_layout, weight_layout, weighting, compute_dtype)
-    return choose_kernel(expert_ids, *weights, *options, bias=bias, triton=triton)
+    return choose_kernel(expert_ids, *weights, *options, bias=bias, triton=triton, measure=measure)
 
 
 def _prefers_gathered(node: fx.Node, kernel: bool) -> bool:

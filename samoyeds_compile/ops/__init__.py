@@ -2,7 +2,7 @@
 
 Canonical: `moe_experts`; `experts_batched` for rows that are already dispatched; `router`. Stages: `route`,
 `expert_up`, `expert_down` (`expert_project` and `combine`). Building blocks: `expert_linear`, `packed`,
-`sparse_experts`, `dense_experts`, `triton_experts`.
+`sparse_experts`, `dense_experts`, `gpu_experts`.
 Importing this package registers them all. ``T`` tokens, ``K`` experts a token, ``S = T * K`` slots (a token at one of
 its experts), ``E`` experts, ``C`` rows an expert, ``H`` hidden size, ``I`` expert width; a name such as ``x_TH`` says
 the shape, and of a list of weights (see `operands`) what it is as a stack.
@@ -16,14 +16,14 @@ from samoyeds_compile.ops import (
     experts_batched,
     experts_dense,
     experts_gathered,
+    experts_gpu,
     experts_packed,
-    experts_triton,
+    gpu_experts,
     moe_experts,
     packed,
     route,
     router,
     sparse_experts,
-    triton_experts,
 )
 
 __all__ = [
@@ -34,12 +34,12 @@ __all__ = [
     "experts_batched",
     "experts_dense",
     "experts_gathered",
+    "experts_gpu",
     "experts_packed",
-    "experts_triton",
+    "gpu_experts",
     "moe_experts",
     "packed",
     "route",
     "router",
     "sparse_experts",
-    "triton_experts",
 ]

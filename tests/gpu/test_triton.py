@@ -49,7 +49,7 @@ def test_same_bits_in_a_cuda_graph():
     args = [[t.cuda() for t in a] if isinstance(a, list) else a.cuda() if torch.is_tensor(a) else a for a in args]
 
     def call():
-        return torch.ops.samoyeds.experts_triton(*args, torch.bfloat16, None)
+        return torch.ops.samoyeds.experts_gpu(*args, torch.bfloat16, None)
 
     for _ in range(2):
         call()

@@ -34,11 +34,25 @@ class Arguments:
         return "\n".join(["struct Arguments {", *lines, "};"])
 
 
+def _matrix(prefix: str, what: str) -> tuple[tuple[str, str, str], ...]:
+    """Canonical storage of a matrix of all experts; rows follow one another without a gap."""
+    return (
+        ("const Element*", f"{prefix}values", f"{what}: [experts][rows][width / 2], 16-byte aligned"),
+        ("const uint16_t*", f"{prefix}metadata", "[experts][rows][width / 16], 4-byte aligned"),
+        ("const uint8_t*", f"{prefix}selection", "[experts][all rows / GROUP][width / VECTOR]; not for 1:1"),
+        ("const Element*", f"{prefix}bias", "[experts][features], or null"),
+        ("int64_t", f"{prefix}values_expert", "from one expert to the next, as the following three"),
+        ("int64_t", f"{prefix}metadata_expert", ""),
+        ("int64_t", f"{prefix}selection_expert", ""),
+        ("int64_t", f"{prefix}bias_expert", ""),
+    )
+
+
 PROJECTION = Arguments(
     (
         ("const Element*", "x", "[tokens or slots][columns], 16-byte aligned"),
-        ("const uint8_t*", "weights", "records, [experts][row_tiles][column_blocks]"),
-        ("const Element*", "bias", "[experts][row_tiles * 64 * DENSE_ROWS], in the order of packed rows"),
+        *_matrix("", "the only matrix, or that of the gate"),
+        *_matrix("up_", "what the gate is for; not without one"),
         ("const int64_t*", "order", "[slots]: the place of a slot in [tokens][top_k]; up only"),
         ("const Tile*", "tiles", "as tiles.cuh makes them"),
         ("const int32_t*", "tile_count", "how many there are"),
@@ -47,10 +61,12 @@ PROJECTION = Arguments(
         ("int64_t", "out_stride", "a multiple of 2"),
         ("int32_t", "features", "of out that are not padding"),
         ("int32_t", "columns", "of x, a multiple of 8; zeros are taken for what is beyond"),
+        ("int32_t", "rows", "condensed rows of a matrix"),
+        ("int32_t", "width", "stored columns, a multiple of 32"),
         ("int32_t", "column_blocks", "of 128 columns"),
-        ("int32_t", "row_tiles", "of 64 condensed rows in an expert, an even number"),
+        ("int32_t", "row_tiles", "of 64 condensed rows of all matrices, a multiple of ROW_TILES"),
+        ("int32_t", "up_first_block", "the block of rows of up_selection at which up_values begin"),
         ("int32_t", "top_k", "choices of a token"),
-        ("int32_t", "unused", "makes the size a multiple of 8"),
     )
 )
 TILES = Arguments(

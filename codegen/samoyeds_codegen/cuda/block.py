@@ -10,7 +10,8 @@ from torch.nn.functional import pad
 
 from samoyeds_codegen import expr
 from samoyeds_codegen.cuda.launch import Launch
-from samoyeds_codegen.cuda.layout import ROWS
+from samoyeds_codegen.cuda.layout import COLUMNS, ROWS
+from samoyeds_codegen.cuda.operands import Projection
 from samoyeds_codegen.cuda.pattern import Pattern
 from samoyeds_codegen.cuda.spec import (
     MOST_SUMS,
@@ -24,23 +25,6 @@ from samoyeds_codegen.cuda.spec import (
 
 WIDTH = 8
 """Elements of 16 bytes: rows are read so."""
-
-
-@dataclass(frozen=True)
-class Projection:
-    """One projection of all experts, as kernels take it.
-
-    Attributes:
-        records: `pack.pack`'s, uint8 [E, R'/64, C'/128, record].
-        features: dense rows; with gates, of one of both.
-        columns: dense columns.
-        bias: `pack.pack_bias`'s, or None.
-    """
-
-    records: Tensor
-    features: int
-    columns: int
-    bias: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -87,8 +71,9 @@ class Block:
 
 
 def plan_block(
-    x_TH: Tensor, experts: Experts, routing: Routing, target: str, processors: int, out_dtype: torch.dtype
-) -> Block:
+    x_TH: Tensor, experts: Experts, routing: Routing, target: str, processors: int, out_dtype: torch.dtype,
+    tile: int | None = None,
+) -> Block:  # fmt: skip
     """Launches that compute a block. Nothing is launched, and nothing waits for the device: shapes are enough.
 
     Args:
@@ -98,6 +83,7 @@ def plan_block(
         target: see `ProjectionSpec`.
         processors: multiprocessors of the device; so many blocks of persistent kernels run.
         out_dtype: of the result.
+        tile: slots of one expert that a thread block computes; None: about as many as an expert has on average.
 
     Returns:
         The launches and the result, [T, H], which is theirs to fill.
@@ -110,28 +96,40 @@ def plan_block(
     if not out_TH.numel() or not top_k:
         return Block([], out_TH.zero_())
     slots, count = tokens * top_k, routing.offsets_E.shape[0]
-    up = choose("up", target, experts, x_TH.dtype, slots / count)
-    down = choose("down", target, experts, x_TH.dtype, slots / count)
-    tiles = Tiles(up.tokens, *_tile_list(slots, count, up.tokens, x_TH.device))
-    first, h_SI = project(up, experts.up, _readable(x_TH), tiles, routing, processors)
+    up, down = (_spec(op, target, experts, x_TH.dtype, tile or slots / count) for op in ("up", "down"))
+    tiles = Tiles(up.tokens, *tile_list(slots, count, up.tokens, x_TH.device))
+    first, h_SI = project(up, experts.up, readable(x_TH), tiles, routing, processors)
     second, y_SH = project(down, experts.down, h_SI, tiles, routing, processors)
-    return Block([_list_tiles(target, tiles, routing), first, second, _combine(target, y_SH, routing, out_TH)], out_TH)
+    return Block([list_tiles(target, tiles, routing), first, second, combine(target, y_SH, routing, out_TH)], out_TH)
 
 
-def choose(op: str, target: str, experts: Experts, dtype: torch.dtype, tokens_per_expert: float) -> ProjectionSpec:
+def _spec(op: str, target: str, experts: Experts, dtype: torch.dtype, tokens_per_expert: float) -> ProjectionSpec:
+    name, bias = str(dtype).removeprefix("torch."), (experts.up if op == "up" else experts.down).has_bias
+    return choose(op, target, experts.pattern, name, experts.activation, experts.gated, bias, tokens_per_expert)
+
+
+def choose(
+    op: str, target: str, pattern: Pattern, dtype: str, activation: str, gated: bool, bias: bool,
+    tokens_per_expert: float,
+) -> ProjectionSpec:  # fmt: skip
     """The kernel of a projection: a tile for an expert's tokens, if its sums fit, and up to 4 stages, if they fit.
+
+    Args:
+        op, target, pattern, dtype: see `ProjectionSpec`.
+        activation, gated: of the experts; a down projection has none.
+        bias: whether this projection has one.
+        tokens_per_expert: about how many.
 
     Raises:
         UnsupportedSpecError: there is none.
     """
     up, instruction = op == "up", instruction_of(target)
-    most = MOST_SUMS[instruction] * 2 // experts.pattern.sets
+    most = MOST_SUMS[instruction] * 2 // pattern.sets
     fitting = [t for t in TILE_TOKENS[instruction] if t <= most]
     least = ProjectionSpec(
-        op, target, experts.pattern, str(dtype).removeprefix("torch."), 128 if instruction == "wgmma" else 64,
+        op, target, pattern, dtype, 128 if instruction == "wgmma" else 64,
         next((t for t in fitting if t >= tokens_per_expert), fitting[-1]), 2,
-        experts.activation if up else expr.IDENTITY, up and experts.gated,
-        (experts.up if up else experts.down).bias is not None,
+        activation if up else expr.IDENTITY, up and gated, bias,
     )  # fmt: skip
     stages = SHARED_LIMIT[target] * 1024 * least.stages // least.shared_bytes
     return replace(least, stages=min(stages, 4))
@@ -146,13 +144,14 @@ class Tiles:
     count: Tensor
 
 
-def _tile_list(slots: int, experts: int, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def tile_list(slots: int, experts: int, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Room for the most tiles there can be: all full, and one that is not for each expert that has slots."""
     most = slots // tokens + min(slots, experts)
     return torch.empty(most, 4, dtype=torch.int32, device=device), torch.empty(1, dtype=torch.int32, device=device)
 
 
-def _list_tiles(target: str, tiles: Tiles, routing: Routing) -> Launch:
+def list_tiles(target: str, tiles: Tiles, routing: Routing) -> Launch:
+    """The launch that fills a list of tiles."""
     arguments: dict[str, Tensor | int | None] = {
         "offsets": routing.offsets_E, "tiles": tiles.tiles, "tile_count": tiles.count,
         "experts": routing.offsets_E.shape[0], "unused": 0,
@@ -176,20 +175,23 @@ def project(
     Returns:
         The launch, and its result: for each slot a row of all features and of what pads them.
     """
-    row_tiles, column_blocks = weights.records.shape[1:3]
-    features = row_tiles * ROWS * spec.pattern.dense_rows // (2 if spec.gated else 1)
+    each = ROWS // 2 if spec.gated else ROWS  # rows of a matrix in a row tile
+    row_tiles = -(-weights.rows // (each * spec.row_tiles)) * spec.row_tiles
+    features = row_tiles * each * spec.pattern.dense_rows
     out = x.new_empty(routing.order_S.shape[0], features)
     arguments: dict[str, Tensor | int | None] = {
-        "x": x, "weights": weights.records, "bias": weights.bias, "order": routing.order_S, "tiles": tiles.tiles,
+        "x": x, **weights.arguments(x.dtype), "order": routing.order_S, "tiles": tiles.tiles,
         "tile_count": tiles.count, "out": out, "x_stride": x.stride(0), "out_stride": features,
-        "columns": min(x.shape[1], -(-weights.columns // WIDTH) * WIDTH), "column_blocks": column_blocks,
-        "row_tiles": row_tiles, "top_k": routing.slot_TK.shape[1], "features": weights.features, "unused": 0,
+        "features": weights.features, "columns": min(x.shape[1], -(-weights.columns // WIDTH) * WIDTH),
+        "rows": weights.rows, "width": weights.width, "column_blocks": -(-weights.width // COLUMNS),
+        "row_tiles": row_tiles, "top_k": routing.slot_TK.shape[1],
     }  # fmt: skip
     blocks = processors if spec.wgmma else tiles.tiles.shape[0] * row_tiles // spec.row_tiles
     return Launch(spec, (blocks, 1), arguments), out
 
 
-def _combine(target: str, y_SH: Tensor, routing: Routing, out_TH: Tensor) -> Launch:
+def combine(target: str, y_SH: Tensor, routing: Routing, out_TH: Tensor) -> Launch:
+    """The launch that sums each token's rows, in slot order, into ``out_TH``."""
     tokens, columns = out_TH.shape
     dtypes = (str(t.dtype).removeprefix("torch.") for t in (y_SH, routing.weights_TK, out_TH))
     spec = CombineSpec(target, *dtypes)
@@ -201,7 +203,7 @@ def _combine(target: str, y_SH: Tensor, routing: Routing, out_TH: Tensor) -> Lau
     return Launch(spec, (tokens, -(-columns // (spec.threads * WIDTH))), arguments)
 
 
-def _readable(x_TH: Tensor) -> Tensor:
+def readable(x_TH: Tensor) -> Tensor:
     """Rows whose starts are multiples of 16 bytes, zeros behind them: a copy only where they are not so already."""
     even = x_TH.stride(1) == 1 and x_TH.stride(0) % WIDTH == 0 and x_TH.shape[1] % WIDTH == 0
     if even and x_TH.data_ptr() % 16 == 0:

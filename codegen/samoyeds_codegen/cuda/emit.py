@@ -45,7 +45,7 @@ def _projection(spec: ProjectionSpec) -> list[str]:
     write = "write_gated.cuh" if spec.gated else "write_plain.cuh"
     kernel = "wgmma.cuh" if spec.wgmma else "mma.cuh"
     epilogue = ["functions.cuh", _activation(spec), "store.cuh", write, "epilogue.cuh"]
-    return ["tokens.cuh", "sums.cuh", rows, *epilogue, kernel]
+    return ["tokens.cuh", "weights.cuh", "sums.cuh", rows, *epilogue, kernel]
 
 
 def _constants(spec: ProjectionSpec) -> str:
@@ -56,13 +56,15 @@ def _constants(spec: ProjectionSpec) -> str:
         "STAGES": spec.stages,
         "COLUMNS": layout.COLUMNS,
         "VECTOR": pattern.vector,
+        "KEPT_ROWS": pattern.n,
+        "GROUP": pattern.group,
         "SETS": pattern.sets,
         "DENSE_ROWS": pattern.dense_rows,
-        "CHOICE_BITS": pattern.choice_bits,
-        "RECORD_BYTES": spec.record_bytes,
-        "SELECTION_AT": layout.SELECTION_AT,
+        "PIECE_BYTES": layout.PIECE_BYTES,
     }
-    flags = {"GATHER": spec.op == "up", "BIAS": spec.bias, "SHARED": spec.shared, "DIRECT": spec.direct}
+    flags = {
+        "GATHER": spec.op == "up", "GATED": spec.gated, "BIAS": spec.bias, "SHARED": spec.shared, "DIRECT": spec.direct,
+    }  # fmt: skip
     lines = [f"constexpr int {name} = {value};" for name, value in whole.items()]
     lines += [f"constexpr bool {name} = {str(value).lower()};" for name, value in flags.items()]
     offsets = [offset.to_cuda() for offset in (layout.VALUE, layout.METADATA)]

@@ -1,14 +1,13 @@
-"""How packed weights lie in memory: one record for 64 condensed rows and 128 dense columns.
+"""How a piece of packed weights lies in shared memory: 64 condensed rows and 128 dense columns.
 
-A record is what a kernel copies at a time, and what one bulk copy moves:
+Copies of 16 and 4 bytes bring canonical storage (see ``PackedWeight``) there, so weights lie in memory once:
 
 - values, 8 KiB: 4 steps of 32 columns, each 8 groups of 8 rows, each two matrices of 8 rows x 8 kept values, 128
   bytes. So ``ldmatrix`` reads the fragments of ``mma.sp``, and ``wgmma.sp`` its first operand without a swizzle (PTX
-  ISA, "Matrix descriptor": core matrices of 8 x 16 bytes): both share the weights;
-- metadata, 1 KiB: for each slab of 16 rows and each lane two words, for steps 0, 1 and steps 2, 3. Even steps are read
-  from lanes 0 and 1 of each quad (selector 0), odd ones from lanes 2 and 3 (selector 1). The low half of a word is row
-  lane / 4, the high half row lane / 4 + 8;
-- which sub-row each row is (not for 1:1), 64 bytes: for each row a byte, with a code for every vector of the columns.
+  ISA, "Matrix descriptor": core matrices of 8 x 16 bytes);
+- metadata, 1 KiB: 16 bytes for each row, two for every 16 columns. A lane makes a word of two of them: the low half is
+  of row lane / 4 of a slab of 16, the high half of row lane / 4 + 8. Even steps are read from lanes 0 and 1 of each
+  quad (selector 0), odd ones from lanes 2 and 3 (selector 1), so lane q has 16 columns q and 4 + q of a row.
 
 Offsets are sympy expressions: `emit` prints them as CUDA, tests evaluate them in Python.
 """
@@ -21,11 +20,12 @@ import sympy
 from sympy.printing.c import C99CodePrinter
 
 ROWS, COLUMNS = 64, 128
-"""Condensed rows and dense columns of a record."""
+"""Condensed rows and dense columns of a piece."""
 SLAB_ROWS, STEP_COLUMNS = 16, 32
 """Rows of a warp's matrix product, and its columns."""
 STEPS = COLUMNS // STEP_COLUMNS
-VALUE_BYTES, METADATA_BYTES, SELECTION_BYTES = ROWS * COLUMNS, 1024, ROWS
+VALUE_BYTES, METADATA_BYTES = ROWS * COLUMNS, 1024
+PIECE_BYTES = VALUE_BYTES + METADATA_BYTES
 
 
 def _symbols(names: str) -> tuple[sympy.Symbol, ...]:
@@ -34,7 +34,7 @@ def _symbols(names: str) -> tuple[sympy.Symbol, ...]:
 
 @dataclass(frozen=True)
 class Offset:
-    """Where something is in a record, in bytes, as a function of whole numbers."""
+    """Where something is in a piece, in bytes, as a function of whole numbers."""
 
     name: str
     arguments: tuple[sympy.Symbol, ...]
@@ -62,7 +62,7 @@ class _Printer(C99CodePrinter):
         return f"(({left}) % ({right}))"
 
 
-_row, _half, _step, _slab, _lane = _symbols("row half step slab lane")
+_row, _half, _step, _sixteen = _symbols("row half step sixteen")
 
 VALUE = Offset(
     "value_offset",
@@ -70,11 +70,5 @@ VALUE = Offset(
     STEP_COLUMNS * ROWS * _step + 256 * sympy.floor(_row / 8) + 128 * _half + 16 * sympy.Mod(_row, 8),
 )
 """Of 8 kept values of a row: the first (``half`` 0) or second 16 dense columns of a step."""
-METADATA = Offset("metadata_offset", (_slab, _lane), VALUE_BYTES + 256 * _slab + 8 * _lane)
-"""Of a lane's two words of metadata."""
-SELECTION_AT = VALUE_BYTES + METADATA_BYTES
-
-
-def record_bytes(selects: bool) -> int:
-    """Bytes of a record, a multiple of 16 as all copies want; ``selects`` if sub-rows are chosen, n < m."""
-    return SELECTION_AT + (SELECTION_BYTES if selects else 0)
+METADATA = Offset("metadata_offset", (_row, _sixteen), VALUE_BYTES + 16 * _row + 2 * _sixteen)
+"""Of the metadata of 16 columns of a row."""

@@ -57,11 +57,6 @@ class Pattern:
         """Dense rows for each condensed row."""
         return self.m // self.n
 
-    @property
-    def choice_bits(self) -> int:
-        """Bits of a code that says which of `sets` it is."""
-        return (self.sets - 1).bit_length()
-
     def __str__(self) -> str:
         """As ``SparsityConfig`` writes it."""
         return f"{self.n}:{self.m}:{self.vector}+2:4" + (f"/{self.group}" if self.group != 1 else "")

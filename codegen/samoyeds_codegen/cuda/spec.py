@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from samoyeds_codegen import expr
 from samoyeds_codegen.cpp.activation import to_cpp
-from samoyeds_codegen.cuda.layout import COLUMNS, ROWS, record_bytes
+from samoyeds_codegen.cuda.layout import COLUMNS, PIECE_BYTES, ROWS
 from samoyeds_codegen.cuda.pattern import Pattern, require
 
 DTYPES = ("bfloat16", "float16")
@@ -42,7 +42,7 @@ class ProjectionSpec:
         tokens: tokens of a thread block.
         stages: buffers that copies fill ahead.
         activation: an expression of `samoyeds_codegen.expr`.
-        gated: whether gate and up rows are packed together, so the expression reads ``gate`` and ``up``, not ``x``.
+        gated: whether there is a gate, so the expression reads ``gate`` and ``up``, not ``x``; a slab has rows of both.
         bias: whether there is one.
 
     Raises:
@@ -105,7 +105,7 @@ class ProjectionSpec:
 
     @property
     def row_tiles(self) -> int:
-        """Records that a thread block multiplies at a time."""
+        """Pieces of 64 rows that a thread block multiplies at a time."""
         return self.rows // ROWS
 
     @property
@@ -115,14 +115,9 @@ class ProjectionSpec:
         return tiles * self.pattern.sets * self.tokens // 2
 
     @property
-    def record_bytes(self) -> int:
-        """Bytes of weights for 64 condensed rows and 128 columns."""
-        return record_bytes(self.pattern.selects)
-
-    @property
     def stage_bytes(self) -> int:
         """Shared memory of one stage; tiles that wgmma reads swizzled start at multiples of 1024."""
-        used = self.tokens * COLUMNS * 2 + self.row_tiles * self.record_bytes
+        used = self.tokens * COLUMNS * 2 + self.row_tiles * PIECE_BYTES
         return -(-used // 1024) * 1024 if self.wgmma else used
 
     @property

@@ -67,7 +67,7 @@ def _project(spec: KernelSpec, form: Form, device: torch.device, load: Load) -> 
     if not bool(whole.isnan().all()):
         return f"{spec}: wrote on {device} what belongs to nobody"
     steps = 1 + 2 * spec.experts.activation.count("to(")  # each rounding step may fall to the other side
-    return _compare(str(spec), found, given.expected, steps * ROUNDING[spec.experts.dtype])
+    return compare(str(spec), found, given.expected, steps * ROUNDING[spec.experts.dtype])
 
 
 def _plan(device: torch.device) -> str:
@@ -84,10 +84,11 @@ def _plan(device: torch.device) -> str:
     combine(y, slot_TK, weights, offsets_E, out)
     owned = (slot_TK < int(offsets_E[EXPERTS - 1])).unsqueeze(-1)
     weighted = torch.where(owned, y[slot_TK].double() * weights.double().unsqueeze(-1), 0).sum(1)
-    return _compare("the weighted sum", out, weighted, ROUNDING["float32"])
+    return compare("the weighted sum", out, weighted, ROUNDING["float32"])
 
 
-def _compare(name: str, found: Tensor, expected: Tensor, rounding: float) -> str:
+def compare(name: str, found: Tensor, expected: Tensor, rounding: float) -> str:
+    """Why a result is not what was expected; empty if it is, up to rounding and sums in float32."""
     bound = rounding * expected.abs() + SUMMING * expected.abs().max()
     error = (found.double() - expected).abs() / bound
     worst = float(torch.where(error.isnan(), torch.inf, error).max())

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 
 from samoyeds_codegen import expr
-from samoyeds_codegen.cuda.block import Experts, Projection, Routing
-from samoyeds_codegen.cuda.pack import pack, pack_bias
+from samoyeds_codegen.cuda.block import Experts, Routing
+from samoyeds_codegen.cuda.operands import Projection
 from samoyeds_codegen.cuda.pattern import Pattern
 from samoyeds_compile.ops.route import route
-from tests.codegen.cuda.weights import condensed, random_weight
+from tests.codegen.cuda.weights import matrix, random_weight
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,13 @@ class Case:
         }
 
     def packed(self) -> Experts:
-        found = {}
+        found, biases = {}, self.biases()
         for i, (name, weight) in enumerate(self.dense().items()):
             packed = random_weight(self.pattern, *weight.shape, self.dtype, self.seed + i)[1]
-            found[name] = condensed(packed)
-        biases = self.biases()
-        gate = found.get("gate")
-        up = Projection(pack(self.pattern, found["up"], gate), self.width, self.hidden, self._bias(biases, True))
-        down = Projection(pack(self.pattern, found["down"]), self.hidden, self.width, self._bias(biases, False))
+            found[name] = matrix(packed, biases.get(name))
+        first = (found["gate"], found["up"]) if self.gated else (found["up"], None)
+        up, down = Projection(self.width, self.hidden, *first), Projection(self.hidden, self.width, found["down"])
         return Experts(self.pattern, self.activation, self.gated, up, down)
-
-    def _bias(self, biases: dict[str, torch.Tensor], up: bool) -> torch.Tensor | None:
-        if not biases:
-            return None
-        return pack_bias(self.pattern, biases["up" if up else "down"], biases.get("gate") if up else None)
 
     def biases(self) -> dict[str, torch.Tensor]:
         if not self.bias:

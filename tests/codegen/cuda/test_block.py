@@ -135,7 +135,7 @@ def test_same_bits_in_any_company() -> None:
     ],
 )  # fmt: skip
 def test_choice_of_tiles(target, pattern, tokens_per_expert, tokens, stages) -> None:
-    found = choose("up", target, Case(Pattern(*pattern)).packed(), torch.bfloat16, tokens_per_expert)
+    found = choose("up", target, Pattern(*pattern), "bfloat16", "silu(gate) * up", True, False, tokens_per_expert)
     assert isinstance(found, ProjectionSpec) and (found.tokens, found.stages) == (tokens, stages)
 
 

@@ -15,8 +15,8 @@ from samoyeds_codegen.cuda.spec import SHARED_LIMIT, ProjectionSpec
 from samoyeds_codegen.cuda.wgmma import wgmma_sp
 
 EXPECTED = Path(__file__).parents[2] / "expected" / "experts_wgmma.cu.expected"
-MOST_REGISTERS = {8: 80, 16: 96, 32: 128, 64: 224, 128: 168}
-"""Of a thread, by tokens of a tile. A warpgroup has 168 as it starts, and takes up to 216 from the one that copies."""
+MOST_REGISTERS = {8: 80, 16: 96, 32: 128, 64: 248, 128: 168}
+"""Of a thread, by tokens of a tile. A warpgroup has 168 as it starts, and takes up to 208 from the one that copies."""
 
 
 def check_page(row) -> None:
@@ -46,8 +46,7 @@ def test_machine_code(spec) -> None:
     slabs = 1 if spec.wgmma else spec.row_tiles * spec.tokens // 8
     assert sass.count(*form) == sass.sparse >= 4 * slabs
     assert sass.registers <= MOST_REGISTERS[spec.tokens] or spec.wgmma
-    assert sass.count("LDGSTS") == sass.count("LDGSTS", "128") > 0
-    assert (sass.count("UBLKCP") > 0) == spec.wgmma
+    assert 0 < sass.count("LDGSTS") - sass.count("LDGSTS", "128") <= sass.count("LDGSTS", "128")  # metadata, the rest
     assert not (spec.direct and sass.count("FFMA"))  # whose sub-rows tensor cores choose
 
 

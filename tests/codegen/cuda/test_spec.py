@@ -19,11 +19,11 @@ def test_printed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "sets", "dense_rows", "bits"), [((1, 1, 32), 1, 1, 0), ((1, 2, 32), 2, 2, 1), ((2, 4, 32), 3, 2, 2)]
+    ("pattern", "sets", "dense_rows"), [((1, 1, 32), 1, 1), ((1, 2, 32), 2, 2), ((2, 4, 32), 3, 2)]
 )
-def test_patterns(pattern, sets, dense_rows, bits) -> None:
+def test_patterns(pattern, sets, dense_rows) -> None:
     found = Pattern(*pattern)
-    assert (found.sets, found.dense_rows, found.choice_bits) == (sets, dense_rows, bits)
+    assert (found.sets, found.dense_rows) == (sets, dense_rows)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import torch
 
-from samoyeds_codegen.cuda.pack import Condensed
+from samoyeds_codegen.cuda.operands import Matrix
 from samoyeds_codegen.cuda.pattern import Pattern
 from samoyeds_compile.sparsity import SparsityConfig
 from samoyeds_compile.sparsity.pack import PackedWeight, pack
@@ -26,6 +26,6 @@ def random_weight(pattern, experts, rows, columns, dtype=torch.bfloat16, seed=0)
     return dense, pack(dense, config(pattern))
 
 
-def condensed(packed: PackedWeight) -> Condensed:
+def matrix(packed: PackedWeight, bias: torch.Tensor | None = None) -> Matrix:
     assert packed.metadata is not None
-    return Condensed(packed.values, packed.metadata, packed.selection)
+    return Matrix(packed.values, packed.metadata, packed.selection, 0, bias)

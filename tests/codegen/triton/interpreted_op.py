@@ -1,4 +1,4 @@
-"""`samoyeds::experts_triton` and its lowering, in Triton's interpreter: CPU tensors stand in for a CUDA device."""
+"""`samoyeds::experts_gpu` and its lowering, in Triton's interpreter: CPU tensors stand in for a CUDA device."""
 
 import itertools
 
@@ -14,10 +14,10 @@ from samoyeds_codegen.triton.spec import Pattern
 from samoyeds_compile import Report, SparsityConfig
 from samoyeds_compile.errors import OperandError
 from samoyeds_compile.lower import kernels, stages
-from samoyeds_compile.lower.kernels import KernelChoice
-from samoyeds_compile.lower.triton import switched_off, triton_kernel
+from samoyeds_compile.lower.gpu import gpu_kernels, switched_off
+from samoyeds_compile.lower.kernels import gpu_choice
 from samoyeds_compile.ops import reference
-from samoyeds_compile.ops.experts_triton import triton_spec, weight_form
+from samoyeds_compile.ops.experts_gpu import gpu_spec, weight_form
 from samoyeds_compile.sparsity import PackedTensor
 from tests.blocks import Block
 from tests.codegen.triton.cases import spec_of
@@ -28,11 +28,11 @@ LAYOUTS = list(ACTIVATIONS)
 
 
 def canonical(args, dtype=torch.float32):
-    return torch.ops.samoyeds.experts_triton(*args, dtype, None)
+    return torch.ops.samoyeds.experts_gpu(*args, dtype, None)
 
 
 def assert_right(args, expected_of=None, tolerance=1e-5):
-    called = torch.ops.samoyeds.triton_experts.default
+    called = torch.ops.samoyeds.gpu_experts.default
     with torch.no_grad(), torch.profiler.profile() as profile:
         found = canonical(args, args[0].dtype)
     assert any(event.name == str(called).removesuffix(".default").replace(".", "::") for event in profile.events())
@@ -91,11 +91,9 @@ def test_reasons(change, word):
     """Said, and the result is that of the canonical op."""
     args = operands(4, 5, 2, 3, 24, 20, "concatenated", "out_in", True, **change)
     dtype = args[0].dtype
-    assert word in triton_spec(*args[3:6], *args[9:], dtype)
-    assert triton_kernel(*args[3:6], *args[9:], dtype, bias=True)[:2] == (
-        None,
-        triton_spec(*args[3:6], *args[9:], dtype),
-    )
+    assert word in gpu_spec(*args[3:6], *args[9:], dtype)
+    found = gpu_kernels(*args[1:2], *args[3:6], *args[9:], dtype, bias=True)
+    assert (found.kinds, found.text) == ("", gpu_spec(*args[3:6], *args[9:], dtype))
     assert torch.equal(canonical(args, dtype), torch.ops.samoyeds.moe_experts(*args, dtype, None))
 
 
@@ -109,7 +107,7 @@ def test_reasons(change, word):
 )
 def test_reasons_of_packed_weights(config, width, word):
     _, args = packed_operands(operands(4, 5, 2, 3, 24, width, "concatenated", "out_in", False), config)
-    assert word in triton_spec(*args[3:6], *args[9:], torch.float32)
+    assert word in gpu_spec(*args[3:6], *args[9:], torch.float32)
 
 
 def test_gradients_take_the_other_way():
@@ -117,7 +115,7 @@ def test_gradients_take_the_other_way():
     args[0].requires_grad_()
     canonical(args).sum().backward()
     assert args[0].grad.abs().sum() > 0
-    assert "gradients" in triton_kernel(*args[3:6], *args[9:], torch.float32, bias=False)[1]
+    assert "gradients" in gpu_kernels(*args[1:2], *args[3:6], *args[9:], torch.float32, bias=False).text
 
 
 @pytest.mark.parametrize("sparse", [False, True])
@@ -129,7 +127,7 @@ def test_opcheck(sparse):
         _, args = packed_operands(args, SparsityConfig(1, 2, 32))
         args[3:6] = [[w.packed.values, w.packed.metadata, w.packed.selection] for (w,) in args[3:6]]
     torch.library.opcheck(
-        torch.ops.samoyeds.triton_experts.default, (*args[:9], kernel, 32, "separate", "out_in", torch.float32),
+        torch.ops.samoyeds.gpu_experts.default, (*args[:9], kernel, 32, "separate", "out_in", torch.float32, "triton"),
         test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
     )  # fmt: skip
 
@@ -140,7 +138,7 @@ def test_operands_that_would_be_read_beyond_their_end_are_refused(index):
     args[index] = args[index][:-1] if torch.is_tensor(args[index]) else [args[index][0][:, :-1]]
     kernel = spec_of("float32", None, ACTIVATIONS["separate"]).name
     with pytest.raises(OperandError):
-        torch.ops.samoyeds.triton_experts(*args[:9], kernel, 32, "separate", "out_in", torch.float32)
+        torch.ops.samoyeds.gpu_experts(*args[:9], kernel, 32, "separate", "out_in", torch.float32, "triton")
 
 
 def test_form_of_weights():
@@ -157,9 +155,9 @@ def test_form_of_weights():
 def as_if_cuda(monkeypatch):
     """Blocks on the CPU are lowered as those on a CUDA device are."""
 
-    def choose(_ids, gate, up, down, *options, bias=False, triton=None):
+    def choose(ids, gate, up, down, *options, bias=False, triton=None, measure=False):
         packed = isinstance(up[0], PackedTensor)
-        return KernelChoice(packed, *triton_kernel(gate, up, down, *options, bias=bias), triton=True)
+        return gpu_choice(packed, gpu_kernels(ids, gate, up, down, *options, bias=bias, measure=measure))
 
     monkeypatch.setattr(stages, "choose_kernel", choose)
     proven.cache_clear()
@@ -214,4 +212,4 @@ def test_weights_of_the_cpu_keep_their_kernel():
     args = operands(7, 4, 2, 3, 32, 32, "concatenated", "out_in", False)
     with torch.no_grad():
         choice = kernels.choose_kernel(args[1], *args[3:6], *args[9:], torch.float32)
-    assert not choice.triton and choice.op in (None, torch.ops.samoyeds.experts_dense.default)
+    assert not choice.kinds and choice.op in (None, torch.ops.samoyeds.experts_dense.default)

@@ -19,11 +19,15 @@ DEVICE uint4 load_streaming(const uint4* from) {
   return r;
 }
 
-// 16 bytes go past L1; fewer, or zeros if not valid, are filled up to BYTES.
+// 16 bytes go past L1, 4 bytes through it; zeros, if not valid.
 template <int BYTES> DEVICE void cp_async(uint32_t destination, const void* source, bool valid) {
-  static_assert(BYTES == 16, "other sizes go through L1");
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-               :: "r"(destination), "l"(source), "r"(valid ? 16 : 0) : "memory");
+  static_assert(BYTES == 16 || BYTES == 4, "a size that no kernel needs");
+  if constexpr (BYTES == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :: "r"(destination), "l"(source), "r"(valid ? 16 : 0) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
+                 :: "r"(destination), "l"(source), "r"(valid ? 4 : 0) : "memory");
 }
 DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> DEVICE void cp_async_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
@@ -47,16 +51,13 @@ SAMOYEDS_MMA_SP(float16, "f16", 0)
 SAMOYEDS_MMA_SP(float16, "f16", 1)
 #undef SAMOYEDS_MMA_SP
 
-// From here on: sm_90 and later. Barriers live in shared memory and are 8 bytes; a phase is over when all arrivals and
-// all expected bytes are there.
+// From here on: sm_90 and later. Barriers live in shared memory and are 8 bytes; a phase is over when all arrivals are
+// there.
 DEVICE void mbarrier_init(uint32_t barrier, uint32_t count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(barrier), "r"(count) : "memory");
 }
 DEVICE void mbarrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(barrier) : "memory");
-}
-DEVICE void mbarrier_expect(uint32_t barrier, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(barrier), "r"(bytes) : "memory");
 }
 // Until the phase of this parity is over; a new barrier's phase before the first counts as parity 1.
 DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) {
@@ -65,12 +66,8 @@ DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) {
       "@!over bra again_%=;\n}" :: "r"(barrier), "r"(parity) : "memory");
 }
 DEVICE void fence_barrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-// What ordinary instructions and cp.async wrote becomes visible to wgmma and bulk copies.
+// What ordinary instructions and cp.async wrote becomes visible to wgmma.
 DEVICE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-DEVICE void bulk_copy(uint32_t destination, const void* source, uint32_t bytes, uint32_t barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
-               :: "r"(destination), "l"(source), "r"(bytes), "r"(barrier) : "memory");
-}
 
 template <int R> DEVICE void registers_up() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(R)); }
 template <int R> DEVICE void registers_down() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(R)); }

@@ -1,7 +1,9 @@
 // From sums to memory: bias, activation, and a row of the result for each slot.
-DEVICE Dense biased(const Arguments& a, Dense x, int64_t packed_row) {
+DEVICE Dense biased(const Arguments& a, Dense x, const Element* bias, int condensed_row) {
+  const int feature = condensed_row * DENSE_ROWS;
 #pragma unroll
-  for (int d = 0; d < DENSE_ROWS && BIAS; ++d) x.row[d] += to_float(a.bias[packed_row * DENSE_ROWS + d]);
+  for (int d = 0; d < DENSE_ROWS && BIAS; ++d)
+    if (bias && feature + d < a.features) x.row[d] += to_float(bias[feature + d]);
   return x;
 }
 

@@ -11,10 +11,35 @@ struct Choice {
   int upper = 0, lower = 0;  // of rows g and g + 8
 };
 
-DEVICE Choice choice_at(const uint8_t* selection, int row, int vector) {
-  const int shift = vector * CHOICE_BITS, mask = (1 << CHOICE_BITS) - 1;
-  return {selection[row] >> shift & mask, selection[row + 8] >> shift & mask};
-}
+// The choices of a lane's two rows of a slab, in the vectors of a column block. They are read from global memory ahead
+// of what they are for. Of the sub-rows that a block keeps, the i-th is its choice i or a later one: code 0 and on.
+struct Choices {
+  static constexpr int VECTORS = COLUMNS / VECTOR;
+  const uint8_t *upper, *lower;
+  int code, last;
+  Choice found[VECTORS];
+
+  DEVICE Choices() {}
+  DEVICE Choices(const Arguments& a, const Tile& tile, int row_tile, int slab, int lane) : last(a.width / VECTOR - 1) {
+    const int g = slab * 16 + lane / 4, first = stored_row(a, row_tile, g), second = stored_row(a, row_tile, g + 8);
+    upper = row_of(matrix_of(a, tile.expert, false), first);
+    lower = row_of(matrix_of(a, tile.expert, true), second);
+    code = first % KEPT_ROWS << 8 | second % KEPT_ROWS;
+  }
+
+  DEVICE const uint8_t* row_of(const Matrix& matrix, int row) const {
+    const int block = row / KEPT_ROWS + matrix.first_block;
+    return matrix.selection + int64_t(block / GROUP * KEPT_ROWS + row % KEPT_ROWS) * (last + 1);
+  }
+
+  DEVICE void look_up(int block) {
+#pragma unroll
+    for (int v = 0; v < VECTORS; ++v) {
+      const int vector = block * VECTORS + v < last ? block * VECTORS + v : last;
+      found[v] = {upper[vector] - (code >> 8), lower[vector] - (code & 0xff)};
+    }
+  }
+};
 
 DEVICE void telescope(float (&sums)[SETS][TOKENS / 2], const Choice& before, const Choice& now) {
   if (DIRECT || (SHARED && before.upper == now.upper && before.lower == now.lower)) return;

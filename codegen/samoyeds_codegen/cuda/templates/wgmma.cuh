@@ -1,11 +1,11 @@
 // Sparse wgmma (sm_90a). Blocks stay and take one piece of work after the other: 128 condensed rows of TOKENS tokens.
-// Two warpgroups multiply, 64 rows each; the third copies: weights by bulk copies, tokens by 128 threads that gather.
+// Two warpgroups multiply, 64 rows each; the third copies weights and gathers tokens.
 constexpr int CONSUMERS = 2, GROUP_THREADS = 128, THREADS = (CONSUMERS + 1) * GROUP_THREADS;
-constexpr int STAGE_BYTES = (TOKEN_BYTES + CONSUMERS * RECORD_BYTES + 1023) / 1024 * 1024;
-constexpr int LAG = STAGES / 2;  // copies of tokens are waited for this many stages later
-static_assert(ROW_TILES == CONSUMERS, "a record for each warpgroup that multiplies");
+constexpr int STAGE_BYTES = (TOKEN_BYTES + CONSUMERS * PIECE_BYTES + 1023) / 1024 * 1024;
+constexpr int LAG = STAGES / 2;  // copies are waited for this many stages later
+static_assert(ROW_TILES == CONSUMERS, "a piece for each warpgroup that multiplies");
 
-// Barriers behind the stages: `full` for 128 copying threads and the bulk copies, `empty` for each warp that reads.
+// Barriers behind the stages: `full` for 128 copying threads, `empty` for each warp that reads.
 struct Ring {
   uint32_t shared;
 
@@ -16,7 +16,7 @@ struct Ring {
 
   DEVICE void init() const {
     for (int i = 0; i < STAGES; ++i) {
-      ptx::mbarrier_init(full(i), GROUP_THREADS + 1);
+      ptx::mbarrier_init(full(i), GROUP_THREADS);
       ptx::mbarrier_init(empty(i), CONSUMERS * 4);
     }
     ptx::fence_barrier_init();
@@ -44,18 +44,11 @@ DEVICE void produce(const Arguments& a, const Ring& ring, int thread) {
   for (int piece = blockIdx.x; piece < work.count; piece += gridDim.x) {
     const Tile tile = work.tile(a, piece);
     const TokenRows tokens(a, tile, thread);
-    const int64_t record = (int64_t(tile.expert) * a.row_tiles + work.row_tile(piece)) * a.column_blocks;
-    const uint8_t* records = a.weights + record * RECORD_BYTES;
+    const WeightRows weights(a, tile, work.row_tile(piece), thread);
     for (int block = 0; block < a.column_blocks; ++block, ++turn) {
       const uint32_t stage = ring.shared + ring.stage(turn);
       ptx::mbarrier_wait(ring.empty(turn), ring.parity(turn) ^ 1);
-      if (thread == 0) {
-        ptx::mbarrier_expect(ring.full(turn), CONSUMERS * RECORD_BYTES);
-        for (int r = 0; r < CONSUMERS; ++r) {
-          const uint8_t* from = records + (int64_t(r) * a.column_blocks + block) * RECORD_BYTES;
-          ptx::bulk_copy(stage + TOKEN_BYTES + r * RECORD_BYTES, from, RECORD_BYTES, ring.full(turn));
-        }
-      }
+      weights.copy(stage + TOKEN_BYTES, block);
       tokens.copy(stage, block);
       ptx::cp_async_commit();
       if (turn >= LAG) {
@@ -96,9 +89,8 @@ struct Multiplier {
 
   // The steps of one vector, as many as agree on their sub-rows.
   template <int FIRST, int LAST>
-  DEVICE void steps(const unsigned char* record, uint64_t weights, uint64_t tokens, const uint2& metadata) {
-    if constexpr (SETS > 1)
-      choose(choice_at(record + SELECTION_AT, warp * 16 + lane / 4, FIRST * 32 / VECTOR));
+  DEVICE void steps(const Choices& choices, uint64_t weights, uint64_t tokens, const uint2& metadata) {
+    if constexpr (SETS > 1) choose(choices.found[FIRST * 32 / VECTOR]);
     if (DIRECT && before.upper)
       multiply<FIRST, LAST>(sums[SETS - 1], weights, tokens, metadata);
     else
@@ -123,16 +115,16 @@ struct Multiplier {
     }
   }
 
-  DEVICE void block(const unsigned char* stage, const unsigned char* record) {
-    const uint2 metadata = *reinterpret_cast<const uint2*>(record + metadata_offset(warp, lane));
-    const uint64_t weights = weights_descriptor(ptx::shared_address(record));
+  DEVICE void block(const unsigned char* stage, const unsigned char* piece, const Choices& choices) {
+    const uint2 metadata = metadata_of(piece, warp, lane);
+    const uint64_t weights = weights_descriptor(ptx::shared_address(piece));
     const uint64_t tokens = tokens_descriptor(ptx::shared_address(stage));
     constexpr int TOGETHER = SETS > 1 ? VECTOR / 32 : 4;
-    steps<0, TOGETHER>(record, weights, tokens, metadata);
-    if constexpr (TOGETHER < 4) steps<TOGETHER, 2 * TOGETHER>(record, weights, tokens, metadata);
+    steps<0, TOGETHER>(choices, weights, tokens, metadata);
+    if constexpr (TOGETHER < 4) steps<TOGETHER, 2 * TOGETHER>(choices, weights, tokens, metadata);
     if constexpr (TOGETHER < 2) {
-      steps<2, 3>(record, weights, tokens, metadata);
-      steps<3, 4>(record, weights, tokens, metadata);
+      steps<2, 3>(choices, weights, tokens, metadata);
+      steps<3, 4>(choices, weights, tokens, metadata);
     }
   }
 };
@@ -143,16 +135,19 @@ DEVICE void consume(const Arguments& a, const Ring& ring, const unsigned char* s
   uint32_t turn = 0;
   for (int piece = blockIdx.x; piece < work.count; piece += gridDim.x) {
     multiplier.start();
+    const Tile tile = work.tile(a, piece);
+    const int row_tile = work.row_tile(piece) + group;
+    Choices choices(a, tile, row_tile, multiplier.warp, multiplier.lane);
     for (int block = 0; block < a.column_blocks; ++block, ++turn) {
       const unsigned char* stage = shared + ring.stage(turn);
+      if constexpr (SETS > 1) choices.look_up(block);
       ptx::mbarrier_wait(ring.full(turn), ring.parity(turn));
-      multiplier.block(stage, stage + TOKEN_BYTES + group * RECORD_BYTES);
+      multiplier.block(stage, stage + TOKEN_BYTES + group * PIECE_BYTES, choices);
       __syncwarp();  // all lanes have read the stage
       if (multiplier.lane == 0) ptx::mbarrier_arrive(ring.empty(turn));
     }
     if constexpr (SETS > 1) multiplier.choose(Choice());
-    const int slab = (work.row_tile(piece) + group) * 4 + multiplier.warp;
-    finish(a, work.tile(a, piece), slab, multiplier.sums, multiplier.lane);
+    finish(a, tile, row_tile * 4 + multiplier.warp, multiplier.sums, multiplier.lane);
   }
 }
 
@@ -164,10 +159,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) samoyeds_kernel(const _
   if (threadIdx.x == 0) ring.init();
   __syncthreads();
   if (group == CONSUMERS) {
-    ptx::registers_down<56>();
+    ptx::registers_down<88>();
     produce(a, ring, thread);
   } else {
-    ptx::registers_up<216>();
+    ptx::registers_up<208>();
     consume(a, ring, shared, group, thread);
   }
 }

@@ -1,6 +1,7 @@
-"""``samoyeds::experts_triton``: the canonical op computed by `triton_experts`, generated kernels for CUDA devices.
+"""``samoyeds::experts_gpu``: the canonical op computed by `gpu_experts`, generated kernels for CUDA devices.
 
-The lowering chooses it (see `samoyeds_compile.lower.triton`), for dense and for packed weights alike.
+The lowering chooses it (see `samoyeds_compile.lower.gpu`), for dense and for packed weights alike, and says which kinds
+of kernels may be taken.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from samoyeds_compile.ops.operands import in_width, is_stack, out_width
 from samoyeds_compile.sparsity.tensor import PackedTensor
 
 
-def experts_triton(
+def experts_gpu(
     x_TH: Tensor,
     expert_ids_TK: Tensor,
     expert_weights_TK: Tensor,
@@ -37,32 +38,35 @@ def experts_triton(
     weighting: str,
     compute_dtype: torch.dtype,
     out_dtype: torch.dtype | None,
+    kinds: str = "triton",
 ) -> Tensor:
     """The same function of the same operands as `moe_experts`, and `moe_experts` itself where no kernel fits them.
+
+    ``kinds`` is as `gpu_experts` takes it; kernels of these kinds have proven themselves on the device.
 
     Raises:
         OperandError: an operand does not fit the others.
     """
     check_canonical(
-        "experts_triton", x_TH, expert_ids_TK, expert_weights_TK, gate_E, up_E, down_E, activation, gate_up_layout,
+        "experts_gpu", x_TH, expert_ids_TK, expert_weights_TK, gate_E, up_E, down_E, activation, gate_up_layout,
         weight_layout, weighting,
     )  # fmt: skip
     biases = (gate_bias_E, up_bias_E, down_bias_E)
     weights = (gate_E, up_E, down_E)
-    spec = triton_spec(*weights, activation, gate_up_layout, weight_layout, weighting, compute_dtype)
+    spec = gpu_spec(*weights, activation, gate_up_layout, weight_layout, weighting, compute_dtype)
     if isinstance(spec, str) or needs_gradients([x_TH, expert_weights_TK, *gate_E, *up_E, *down_E, *biases]):
         return torch.ops.samoyeds.moe_experts(  # type: ignore[no-any-return]
             x_TH, expert_ids_TK, expert_weights_TK, *weights, *biases, activation, gate_up_layout, weight_layout,
             weighting, compute_dtype, out_dtype,
         )  # fmt: skip
     width = in_width(down_E, weight_layout == "in_out")
-    return torch.ops.samoyeds.triton_experts(  # type: ignore[no-any-return]
+    return torch.ops.samoyeds.gpu_experts(  # type: ignore[no-any-return]
         x_TH.to(compute_dtype), expert_ids_TK, expert_weights_TK, *map(_stored, weights), *biases, spec.name, width,
-        gate_up_layout, weight_layout, out_dtype or torch.promote_types(compute_dtype, expert_weights_TK.dtype),
+        gate_up_layout, weight_layout, out_dtype or torch.promote_types(compute_dtype, expert_weights_TK.dtype), kinds,
     )  # fmt: skip
 
 
-def triton_spec(
+def gpu_spec(
     gate_E: Sequence[Tensor],
     up_E: Sequence[Tensor],
     down_E: Sequence[Tensor],
@@ -75,7 +79,7 @@ def triton_spec(
     """The kernels that compute experts with these operands, or why there are none."""
     weights = [*gate_E, *up_E, *down_E]
     if not all(is_stack(ws) for ws in (gate_E, up_E, down_E) if ws):
-        return "every expert has a matrix of its own; Triton kernels read stacks [E, ...]"
+        return "every expert has a matrix of its own; kernels read stacks [E, ...]"
     if any(w.dtype != compute_dtype for w in weights):
         return f"weights are not {compute_dtype}, in which the block computes"
     if weighting != "output":
@@ -141,4 +145,4 @@ def _stored(weights: Sequence[Tensor]) -> list[Tensor]:
     return [tensor for tensor in (packed.values, packed.metadata, packed.selection) if tensor is not None]
 
 
-define_composite(f"experts_triton({OPERANDS}) -> Tensor", experts_triton)
+define_composite(f'experts_gpu({OPERANDS}, str kinds="triton") -> Tensor', experts_gpu)

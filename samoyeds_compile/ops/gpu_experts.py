@@ -1,6 +1,6 @@
-"""``samoyeds::triton_experts``: the whole block by generated Triton kernels, for inference on a CUDA device.
+"""``samoyeds::gpu_experts``: the whole block by generated kernels, Triton or CUDA, for inference on a CUDA device.
 
-Plan, first projection with its gather and activation, second projection, weighted sum: five launches and the sort of
+Plan, first projection with its gather and activation, second projection, weighted sum: four launches and the sort of
 `route`. Nothing waits for the device, so a CUDA graph can hold it. Under Triton's interpreter it runs on CPU tensors.
 """
 
@@ -12,22 +12,24 @@ import torch
 from torch import Tensor
 
 from samoyeds_codegen.expr import GATED_NAMES
-from samoyeds_codegen.triton.kernel import combine, projection, work_list
+from samoyeds_codegen.gpu.choose import choose
+from samoyeds_codegen.gpu.cost import Block
+from samoyeds_codegen.gpu.device import device_of
 from samoyeds_codegen.triton.operands import DenseSide, PackedSide, Side
 from samoyeds_codegen.triton.prove import on
-from samoyeds_codegen.triton.select import choose
-from samoyeds_codegen.triton.spec import ExpertsSpec, KernelSpec, Pattern
+from samoyeds_codegen.triton.spec import ExpertsSpec, Pattern
+from samoyeds_compile.ops.gpu_call import Call, by_cuda, by_triton
 from samoyeds_compile.ops.library import bad_operand, define_opaque
 from samoyeds_compile.ops.route import route
 from samoyeds_compile.sparsity.config import SparsityConfig
 from samoyeds_compile.sparsity.pack import packed_shapes
 
-OP = "triton_experts"
+OP = "gpu_experts"
 BOTH = ("concatenated", "interleaved")
 """Layouts in which one parameter has gate and up."""
 
 
-def triton_experts(
+def gpu_experts(
     x_TH: Tensor,
     expert_ids_TK: Tensor,
     expert_weights_TK: Tensor,
@@ -42,6 +44,7 @@ def triton_experts(
     gate_up_layout: str,
     weight_layout: str,
     out_dtype: torch.dtype,
+    kinds: str,
 ) -> Tensor:
     """``moe_experts`` on stacks of weights, whose routing weights multiply what the experts give.
 
@@ -58,10 +61,12 @@ def triton_experts(
             it is ``interleaved``; the bias alternates then.
         weight_layout: one of `operands.WEIGHT_LAYOUTS`, of dense weights.
         out_dtype: of the result.
+        kinds: which kinds of kernels may be taken, by `gpu.candidate.KINDS`, separated by spaces; with ``tuned`` among
+            them, results that were measured on the device decide between them.
 
     Raises:
         OperandError: an operand does not fit the others.
-        KernelError: there is no Triton, or a kernel cannot be loaded.
+        KernelError: no kernel of these kinds can be loaded.
     """
     spec = ExpertsSpec.named(kernel)
     _check_rows(x_TH, expert_ids_TK, expert_weights_TK)
@@ -77,18 +82,12 @@ def triton_experts(
     sides = {name: side for name, side in wholes.items() if name != "down"}
     if of_both:
         sides = {name: wholes["up"].half(i, gate_up_layout == "interleaved") for i, name in enumerate(GATED_NAMES)}
-    x = x_TH if x_TH.stride(1) == 1 else x_TH.contiguous()
-    slots, top_k = expert_ids_TK.numel(), expert_ids_TK.shape[1]
-    tiles = choose(spec, slots, experts)
+    x, device = x_TH if x_TH.stride(1) == 1 else x_TH.contiguous(), device_of(x_TH.device)
+    candidate = choose(spec, Block(experts, hidden, width), expert_ids_TK.numel(), device, kinds)
     plan = route(expert_ids_TK, experts)
-    h_SI, y_SH = x.new_empty(slots, width), x.new_empty(slots, hidden)
-    out_TH = x.new_empty(x.shape, dtype=out_dtype)
     with on(x.device):
-        work = work_list(plan.offsets_E, slots, tiles.slots)
-        projection(KernelSpec("up", spec, tiles.up))(x, plan.order_S, top_k, work, sides, h_SI)
-        projection(KernelSpec("down", spec, tiles.down))(h_SI, plan.order_S, top_k, work, {"down": last}, y_SH)
-        combine(y_SH, plan.slot_TK, expert_weights_TK, plan.offsets_E, out_TH)
-    return out_TH
+        by = by_cuda if candidate.tiles is None else by_triton
+        return by(Call(spec, candidate, device, x, plan, expert_weights_TK, sides, last, width, out_dtype))
 
 
 def _side(spec: ExpertsSpec, stored: Sequence[Tensor], bias: Tensor | None, rows: int, in_out: bool) -> Side:
@@ -130,7 +129,7 @@ def _shapes(pattern: Pattern | None, experts: int, rows: int, cols: int) -> dict
 
 
 def _fake(x_TH: Tensor, *rest: object) -> Tensor:
-    out_dtype = rest[-1]
+    out_dtype = rest[-2]
     assert isinstance(out_dtype, torch.dtype)
     return x_TH.new_empty(x_TH.shape, dtype=out_dtype)
 
@@ -138,7 +137,7 @@ def _fake(x_TH: Tensor, *rest: object) -> Tensor:
 define_opaque(
     f"{OP}(Tensor x, Tensor expert_ids, Tensor expert_weights, Tensor[] gate, Tensor[] up, Tensor[] down, "
     "Tensor? gate_bias, Tensor? up_bias, Tensor? down_bias, str kernel, int width, str gate_up_layout, "
-    "str weight_layout, ScalarType out_dtype) -> Tensor",
-    triton_experts,
+    "str weight_layout, ScalarType out_dtype, str kinds) -> Tensor",
+    gpu_experts,
     _fake,
 )

@@ -1,0 +1,139 @@
+"""Runs a worker for each shape, and another one without a contender that broke the first or hung in it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.shapes import TOKENS, Shape
+
+Event = dict[str, Any]
+ROOT = Path(__file__).resolve().parents[2]
+SILENCE = 90.0
+"""Seconds without a word after which a worker hangs. Compiling is the longest that one is silent for."""
+POLL = 0.2
+ATTEMPTS = 6
+"""Workers for a shape, at most."""
+
+
+@dataclass
+class Outcome:
+    """What all workers said."""
+
+    rows: list[Event] = field(default_factory=list)
+    notes: list[Event] = field(default_factory=list)
+
+
+Command = Callable[[Shape, Path, float, Sequence[str], Sequence[int]], list[str]]
+"""The command line of a worker: shape, file of events, seconds, names that are left out, numbers of tokens."""
+
+
+def command(shape: Shape, events: Path, seconds: float, excluded: Sequence[str], tokens: Sequence[int]) -> list[str]:
+    """`Command` of this benchmark."""
+    left_out = [f"--exclude={name}" for name in excluded]
+    counts = ["--tokens", *map(str, tokens)]
+    words = ["--worker", shape.name, "--events", str(events), "--seconds", str(seconds), *left_out, *counts]
+    return [sys.executable, "-m", "benchmarks.gpu", *words]
+
+
+def measure(
+    shapes: Sequence[Shape],
+    seconds: float,
+    make_command: Command = command,
+    tokens: Sequence[int] = TOKENS,
+    silence: float = SILENCE,
+    heard: Callable[[Event], None] = lambda event: None,
+) -> Outcome:
+    """All shapes within so many seconds; each may use an equal share of what is left.
+
+    Args:
+        shapes: in order.
+        seconds: for all of them.
+        make_command: how a worker is started.
+        tokens: numbers of tokens, in order.
+        silence: see `SILENCE`.
+        heard: called with every event.
+    """
+    outcome, end = Outcome(), time.monotonic() + seconds
+    for number, shape in enumerate(shapes):
+        share = (end - time.monotonic()) / (len(shapes) - number)
+        _shape(shape, time.monotonic() + share, make_command, list(tokens), silence, outcome, heard)
+    return outcome
+
+
+def _shape(
+    shape: Shape, end: float, make_command: Command, tokens: list[int], silence: float, outcome: Outcome,
+    heard: Callable[[Event], None],
+) -> None:  # fmt: skip
+    excluded: list[str] = []
+    for _ in range(ATTEMPTS):
+        left = end - time.monotonic()
+        if left <= 0 or not tokens:
+            break
+        events, reason = _work(shape, left, make_command, excluded, tokens, silence, heard)
+        outcome.rows += [e for e in events if e["event"] == "row"]
+        outcome.notes += [{"shape": shape.name, **e} for e in events if e["event"] in NOTED]
+        done = {e["tokens"] for e in events if e["event"] in ("finished", "out of time")}
+        tokens = [t for t in tokens if t not in done]
+        if reason is None:
+            return
+        last = next((e for e in reversed(events) if e["event"] == "trying"), {"name": "start", "tokens": None})
+        note = {"event": "broke", "name": last["name"], "tokens": last["tokens"], "reason": reason}
+        outcome.notes.append({"shape": shape.name, **note})
+        outcome.rows = [r for r in outcome.rows if r["shape"] != shape.name or r["tokens"] not in tokens]
+        if last["name"] == "start" or last["name"] in excluded:
+            return
+        excluded.append(last["name"])
+    for count in tokens:
+        outcome.notes.append({"shape": shape.name, "event": "out of time", "tokens": count})
+
+
+NOTED = ("absent", "failed", "no graph", "out of time")
+
+
+def _work(
+    shape: Shape, seconds: float, make_command: Command, excluded: Sequence[str], tokens: Sequence[int],
+    silence: float, heard: Callable[[Event], None],
+) -> tuple[list[Event], str | None]:  # fmt: skip
+    """What one worker said, and how it ended if not well."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, log = Path(folder) / "events", Path(folder) / "log"
+        path.touch()
+        words = make_command(shape, path, seconds, excluded, tokens)
+        with log.open("w") as output:
+            process = subprocess.Popen(words, cwd=ROOT, stdout=output, stderr=output)
+        events: list[Event] = []
+        reason = _follow(process, path, events, seconds + silence, silence, heard)
+        if reason == "":
+            lines = log.read_text(errors="replace").strip().splitlines()
+            reason = f"exit status {process.returncode}: {' | '.join(lines[-3:])[-400:]}"
+        return events, reason
+
+
+def _follow(
+    process: subprocess.Popen[bytes], path: Path, events: list[Event], limit: float, silence: float,
+    heard: Callable[[Event], None],
+) -> str | None:  # fmt: skip
+    """Read events until the process ends; None if it ended well, a reason, or nothing if its log has it."""
+    end, spoke = time.monotonic() + limit, time.monotonic()
+    with path.open() as stream:
+        while True:
+            ended = process.poll() is not None
+            for line in iter(stream.readline, ""):
+                events.append(json.loads(line))
+                heard(events[-1])
+                spoke = time.monotonic()
+            if ended:
+                return None if process.returncode == 0 else ""
+            if time.monotonic() - spoke > silence or time.monotonic() > end:
+                process.kill()
+                process.wait()
+                return f"no word for {time.monotonic() - spoke:.0f} s"
+            time.sleep(POLL)

@@ -1,0 +1,45 @@
+"""The candidate for a call: the one that was measured to be fastest here, or the one that the model takes for it."""
+
+from __future__ import annotations
+
+import functools
+
+from samoyeds_codegen.gpu.candidate import KINDS, Candidate, candidates
+from samoyeds_codegen.gpu.cost import Block, cost
+from samoyeds_codegen.gpu.device import Device
+from samoyeds_codegen.gpu.results import fastest
+from samoyeds_codegen.triton.spec import ExpertsSpec
+
+TUNED = "tuned"
+"""Stands among the names of kinds where measured results decide, as far as there are some."""
+
+
+def regime(slots: int) -> int:
+    """The next power of two: calls of about as many slots share a choice."""
+    return 1 << max(slots - 1, 0).bit_length()
+
+
+def choose(spec: ExpertsSpec, block: Block, slots: int, device: Device, kinds: str) -> Candidate:
+    """The candidate for S slots; all that it depends on is known on the host.
+
+    Args:
+        spec: the block.
+        block: its sizes.
+        slots: S.
+        device: where it runs.
+        kinds: names of `KINDS` that may be taken, and `TUNED`, separated by spaces.
+    """
+    return _chosen(spec, block, regime(slots), device, kinds)
+
+
+@functools.lru_cache(maxsize=4096)
+def _chosen(spec: ExpertsSpec, block: Block, slots: int, device: Device, kinds: str) -> Candidate:
+    words = kinds.split()
+    found = candidates(spec, tuple(kind for kind in KINDS if kind in words), device.capability)
+    measured = fastest(spec, block, slots, device, found) if TUNED in words else None
+    return measured or min(found, key=lambda candidate: cost(candidate, spec, block, slots, device))
+
+
+def forget() -> None:
+    """Choose anew, as there are other results now."""
+    _chosen.cache_clear()

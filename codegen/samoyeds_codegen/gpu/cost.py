@@ -1,0 +1,151 @@
+"""How long a candidate takes, as formulas in sympy: bytes over bandwidth, operations over rate, whole waves of blocks.
+
+A projection of S slots reads the weights of the experts that are hit from memory once, and from the cache once for
+each tile of slots; it multiplies padding like anything else. What is slowest decides. Nothing here was measured on a
+GPU: the numbers are from data sheets and from counting instructions (see docs/gpu_selection.md).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import sympy
+
+from samoyeds_codegen.cuda.layout import COLUMNS, PIECE_BYTES, ROWS
+from samoyeds_codegen.gpu.candidate import Candidate
+from samoyeds_codegen.gpu.device import Device
+from samoyeds_codegen.triton.spec import ExpertsSpec, Tile
+
+LATENCY = 8e-7
+"""Seconds from a request to memory to its bytes: so much has to be under way for full bandwidth (Little's law)."""
+LAUNCH = 2e-6
+"""Seconds that a projection takes beyond its work."""
+TRITON_SHARE, MMA_SHARE = 0.6, 0.6
+"""Of the rate of their instruction, that such kernels are assumed to reach."""
+UNPACK_CLOCKS = 0.1
+"""Of a multiprocessor, to spread one kept position and its neighbour in Triton: 800 instructions of a thread for 64 x
+128 columns, counted in machine code."""
+RESIDENT = 2
+"""Blocks of a multiprocessor at a time; wgmma kernels have one, which stays."""
+
+S, E, R, C = sympy.symbols("slots experts rows columns", positive=True)
+r, n = sympy.symbols("tile_rows tile_slots", positive=True)
+width, density, spread = sympy.symbols("bytes_of_weight density spread", nonnegative=True)
+places, under_way = sympy.symbols("places bytes_under_way", positive=True)
+bandwidth, cache, rate, clock = sympy.symbols("bandwidth cache_bandwidth rate clock", positive=True)
+
+hit = E * (1 - (1 - 1 / E) ** S)
+"""Experts that have slots, on average over random routing."""
+tiles = hit * sympy.ceiling(S / (hit * n))
+blocks = tiles * sympy.ceiling(R / r)
+busy = blocks / (places * sympy.ceiling(blocks / places))
+"""The share of places that have work, over all waves."""
+memory = (hit * R * C * width + 2 * S * (C + R)) / sympy.Min(bandwidth, sympy.Min(blocks, places) * under_way / LATENCY)
+from_cache = (tiles * R * C * width + 2 * blocks * n * C) / cache
+products = 2 * tiles * n * R * C * density / (rate * busy)
+unpacking = tiles * R * C * spread / (clock * busy)
+seconds = LAUNCH + sympy.Max(memory, from_cache, products, unpacking)
+ARGUMENTS = (S, E, R, C, r, n, width, density, spread, places, under_way, bandwidth, cache, rate, clock)
+
+
+@functools.cache
+def _compiled() -> Callable[..., float]:
+    found: Callable[..., float] = sympy.lambdify(ARGUMENTS, seconds, "math", cse=True)
+    return found
+
+
+@dataclass(frozen=True)
+class Block:
+    """Sizes of a block: E experts, H, I."""
+
+    experts: int
+    hidden: int
+    width: int
+
+
+def cost(candidate: Candidate, spec: ExpertsSpec, block: Block, slots: int, device: Device) -> float:
+    """Seconds of both projections; the rest of a block costs the same whatever computes these."""
+    sides = 2 if spec.gated else 1
+    up = _projection(candidate, "up", spec, (sides * block.width, block.hidden), block.experts, slots, device)
+    return up + _projection(candidate, "down", spec, (block.hidden, block.width), block.experts, slots, device)
+
+
+def _projection(
+    candidate: Candidate, op: str, spec: ExpertsSpec, size: tuple[int, int], experts: int, slots: int, device: Device
+) -> float:  # fmt: skip
+    rows, columns = size
+    use = _triton(candidate, op, spec, device) if candidate.tiles is not None else _cuda(candidate, spec, device)
+    return _compiled()(
+        slots, experts, rows, columns, use.rows, candidate.slots, _weight_bytes(spec), use.density, use.spread,
+        use.places, use.under_way, device.bandwidth, device.cache_bandwidth, use.rate, device.clock * device.processors,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Use:
+    """What a kernel makes of the device.
+
+    Attributes:
+        rows: dense rows of a thread block.
+        density: the share of dense weights that it multiplies.
+        spread: clocks of a multiprocessor to spread a dense weight.
+        places: blocks that run at a time.
+        under_way: bytes that each of them has asked for.
+        rate: operations a second.
+    """
+
+    rows: int
+    density: float
+    spread: float
+    places: int
+    under_way: int
+    rate: float
+
+
+def _kept_rows(spec: ExpertsSpec) -> float:
+    return 1.0 if spec.pattern is None else spec.pattern.n / spec.pattern.m
+
+
+def _weight_bytes(spec: ExpertsSpec) -> float:
+    """For a dense weight; metadata is 2 bits for each kept value."""
+    size = 4 if spec.dtype == "float32" else 2
+    return size if spec.pattern is None else _kept_rows(spec) * (size / 2 + 1 / 8)
+
+
+def _triton(candidate: Candidate, op: str, spec: ExpertsSpec, device: Device) -> _Use:
+    assert candidate.tiles is not None
+    tile: Tile = getattr(candidate.tiles, op)
+    kept = _kept_rows(spec)
+    sides = 2 if op == "up" and spec.gated else 1
+    stored = _weight_bytes(spec) / kept
+    under_way = int((tile.stages - 1) * tile.cols * (sides * tile.rows * stored + 2 * tile.slots))
+    rate = TRITON_SHARE * device.flops_per_clock * device.clock * device.processors
+    spread = 0.0 if spec.pattern is None else UNPACK_CLOCKS * kept
+    return _Use(
+        int(sides * tile.rows / kept), kept, spread, RESIDENT * device.processors, under_way,
+        rate / 16 if spec.dtype == "float32" else rate,
+    )  # fmt: skip
+
+
+def _cuda(candidate: Candidate, spec: ExpertsSpec, device: Device) -> _Use:
+    """Half of the kept rows' columns are multiplied, at the dense rate."""
+    wgmma, kept, tokens = candidate.kind == "wgmma", _kept_rows(spec), candidate.slots
+    pieces = 2 if wgmma else 1
+    share = wgmma_share(tokens) if wgmma else MMA_SHARE * device.mma_share
+    under_way = 3 * (pieces * PIECE_BYTES + tokens * COLUMNS * 2)
+    places = device.processors * (1 if wgmma else RESIDENT)
+    rate = share * device.flops_per_clock * device.clock * device.processors
+    return _Use(math.ceil(pieces * ROWS / kept), kept / 2, 0.0, places, under_way, rate)
+
+
+def wgmma_share(tokens: int) -> float:
+    """Of the sparse rate, where shared memory is the limit: 128 bytes a clock for both operands and their copies.
+
+    Two groups of 64 rows share a tile of tokens; each product of 32 columns reads 64 N bytes of tokens and 2 KiB of
+    weights, and both have been written once.
+    """
+    read, weights = 64 * tokens, 2048
+    return 2 * read / (2 * read + 2 * weights + read + 2 * weights)

@@ -1,0 +1,99 @@
+"""CUDA kernels prove themselves on a device: small problems, poisoned results, float64; see also `triton.prove`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from samoyeds_codegen.cuda.block import Routing, Tiles, combine, list_tiles, project, readable, tile_list
+from samoyeds_codegen.cuda.launch import Launch, target_of
+from samoyeds_codegen.cuda.launch import run as launch_all
+from samoyeds_codegen.cuda.operands import Projection
+from samoyeds_codegen.gpu.candidate import candidates
+from samoyeds_codegen.gpu.candidate import projection as cuda_spec
+from samoyeds_codegen.gpu.weights import matrix
+from samoyeds_codegen.triton.prove import ROUNDING, compare, on
+from samoyeds_codegen.triton.sample import EXPERTS, Form, Problem, problem
+from samoyeds_codegen.triton.spec import ExpertsSpec, KernelSpec, Tile
+
+Run = Callable[[Iterable[Launch], torch.device], None]
+POISON = 255
+"""Of every byte: not a number, or -1."""
+
+
+def prove(
+    spec: ExpertsSpec, kind: str, form: Form, device: torch.device, capability: tuple[int, int], run: Run = launch_all
+) -> str:
+    """Why the kernels of a kind are not to be used for a block on a device; an empty text if they may be.
+
+    Args:
+        spec: the block.
+        kind: ``mma`` or ``wgmma``.
+        form: of its weights.
+        device: where they lie.
+        capability: of the device.
+        run: what launches.
+    """
+    found = candidates(spec, (kind,), capability)
+    if not found:
+        return "there is no such kernel for this block and device"
+    try:
+        with on(device), torch.device("cpu"):  # problems are made on the CPU
+            tried = (_project(spec, c.kind, op, c.slots, form, device, capability, run)
+                     for c in found for op in ("up", "down"))  # fmt: skip
+            return next(filter(None, tried), "") or _combine(spec, target_of(capability), device, run)
+    except Exception as error:  # whatever the compiler or the driver raise
+        return f"the kernels do not run on {device}: {type(error).__name__}: {str(error)[:500]}"
+
+
+def _project(
+    spec: ExpertsSpec, kind: str, op: str, tokens: int, form: Form, device: torch.device,
+    capability: tuple[int, int], run: Run,
+) -> str:  # fmt: skip
+    given = problem(KernelSpec(op, spec, _sampled(spec, tokens)), form, device)
+    kernel = cuda_spec(spec, op, kind, tokens, capability, form.bias)
+    slots, (owned, rows) = given.order_S.shape[0], given.expected.shape
+    tiles = Tiles(tokens, *tile_list(slots, EXPERTS, tokens, device))
+    routing = _routing(given)
+    first = list_tiles(kernel.target, tiles, routing)
+    weights = _weights(given, rows, op == "up" and spec.gated)
+    launch, out = project(kernel, weights, readable(given.x), tiles, routing, processors=2)
+    for written in (tiles.tiles, tiles.count, out):
+        written.view(torch.uint8).fill_(POISON)
+    run((first, launch), device)
+    if not bool(out[owned:].isnan().all()):
+        return f"{kernel}: wrote on {device} what belongs to nobody"
+    steps = 1 + 2 * spec.activation.count("to(")
+    return compare(str(kernel), out[:owned, :rows], given.expected, steps * ROUNDING[spec.dtype])
+
+
+def _sampled(spec: ExpertsSpec, tokens: int) -> Tile:
+    """A problem for a tile of Triton's is of the right size for one of these, too."""
+    vector = 128 if spec.pattern is None or not spec.pattern.selects else spec.pattern.vector
+    return Tile(64, max(tokens, 16), vector, 4, 2)
+
+
+def _routing(given: Problem) -> Routing:
+    nothing = given.order_S.new_empty(0, given.top_k)
+    return Routing(given.order_S, nothing, given.offsets_E, nothing)
+
+
+def _weights(given: Problem, rows: int, gated: bool) -> Projection:
+    sides = [given.sides[name] for name in (("gate", "up") if gated else tuple(given.sides))]
+    return Projection(rows, given.x.shape[1], *map(matrix, sides))
+
+
+def _combine(spec: ExpertsSpec, target: str, device: torch.device, run: Run) -> str:
+    generator = torch.Generator().manual_seed(0)
+    dtype = getattr(torch, spec.dtype)
+    y = torch.randn(42, 1032, generator=generator).to(device, dtype)
+    weights = torch.rand(21, 2, generator=generator).to(device)
+    slot_TK = torch.randperm(42, generator=generator).view(21, 2).to(device)
+    offsets_E = torch.tensor([33, 33, 40], dtype=torch.int32, device=device)
+    out: Tensor = torch.full((21, 1030), float("nan"), device=device)
+    run((combine(target, y, Routing(slot_TK.flatten(), slot_TK, offsets_E, weights), out),), device)
+    owned = (slot_TK < 40).unsqueeze(-1)
+    expected = torch.where(owned, y[slot_TK].double() * weights.double().unsqueeze(-1), 0).sum(1)[:, :1030]
+    return compare("the weighted sum", out, expected, ROUNDING["float32"])

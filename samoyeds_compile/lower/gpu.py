@@ -1,0 +1,144 @@
+"""Whether a block on a CUDA device runs as generated kernels, which have to prove themselves there first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from samoyeds_codegen.cuda.emit import emit as emit_cuda
+from samoyeds_codegen.errors import KernelError
+from samoyeds_codegen.gpu.apart import proven_apart
+from samoyeds_codegen.gpu.candidate import KINDS, candidates, projection
+from samoyeds_codegen.gpu.choose import TUNED, choose
+from samoyeds_codegen.gpu.cost import Block
+from samoyeds_codegen.gpu.device import Device, device_of
+from samoyeds_codegen.gpu.tune import tune
+from samoyeds_codegen.triton.emit import emit
+from samoyeds_codegen.triton.kernel import interprets
+from samoyeds_codegen.triton.prove import proven
+from samoyeds_codegen.triton.sample import Form
+from samoyeds_codegen.triton.select import kernels
+from samoyeds_codegen.triton.spec import ExpertsSpec
+from samoyeds_compile.ops.experts_gpu import gpu_spec, weight_form
+from samoyeds_compile.ops.operands import in_width, num_experts, out_width
+
+NAMES = {"triton": "Triton", "mma": "CUDA mma.sp", "wgmma": "CUDA wgmma.sp"}
+SAID = (1, 64, 4096)
+"""Numbers of tokens for which the report says what is taken, where their number is a symbol."""
+
+
+@dataclass(frozen=True)
+class GpuKernels:
+    """The kernels of a block.
+
+    Attributes:
+        kinds: what may be taken, as `gpu_experts` wants it; empty if there are none.
+        text: what the report says of them, or why there are none.
+        texts: gives what was generated, by names of files.
+    """
+
+    kinds: str
+    text: str
+    texts: Callable[[], Mapping[str, str]] = dict
+
+
+def switched_off(packed: bool, triton: bool | None) -> str | None:
+    """Why the option ``triton`` leaves a block on a CUDA device without kernels; None if it does not."""
+    if triton is False:
+        return "kernels for CUDA devices are switched off (triton=False)"
+    if triton is None and not packed:
+        return "Triton kernels for dense weights were not timed on a GPU yet; triton=True takes them"
+    return None
+
+
+def gpu_kernels(
+    expert_ids_TK: torch.Tensor,
+    gate: Sequence[torch.Tensor],
+    up: Sequence[torch.Tensor],
+    down: Sequence[torch.Tensor],
+    activation: str,
+    gate_up_layout: str,
+    weight_layout: str,
+    weighting: str,
+    compute_dtype: torch.dtype,
+    *,
+    bias: bool,
+    measure: bool = False,
+) -> GpuKernels:
+    """The kernels of a block on the device of its weights.
+
+    The first time that a process asks, kernels are compiled and run on small problems on the device, and compared with
+    plain torch; the answer is kept. CUDA kernels do that in a process of their own.
+
+    Args:
+        expert_ids_TK: of which only the shape counts; T may be symbolic.
+        gate, up, down: weights of the block, or fakes of them.
+        activation, gate_up_layout, weight_layout, weighting, compute_dtype: as `moe_experts` takes them.
+        bias: whether any projection has a bias.
+        measure: whether to measure candidates, unless that was done on this device before.
+    """
+    spec = gpu_spec(gate, up, down, activation, gate_up_layout, weight_layout, weighting, compute_dtype)
+    if isinstance(spec, str):
+        return GpuKernels("", spec)
+    if torch.is_grad_enabled():
+        return GpuKernels("", "gradients are enabled; compile and run under torch.no_grad()")
+    device, in_out = up[0].device, weight_layout == "in_out"
+    form = weight_form(gate, up, down, gate_up_layout, weight_layout, bias)
+    with unset_fake_temporarily(), torch.inference_mode(False), torch.no_grad():
+        refused = {kind: _refusal(kind, spec, form, device) for kind in KINDS}
+        kinds = [kind for kind in KINDS if not refused[kind]]
+        block = Block(num_experts(up), out_width(down, in_out), in_width(down, in_out))
+        numbers, calls = device_of(device), _slots(expert_ids_TK)
+        if measure and kinds:
+            tune(spec, block, list(calls.values()), device, numbers, tuple(kinds))
+            kinds.append(TUNED)
+    why = "; ".join(f"{NAMES[kind]} kernels were refused: {reason}" for kind, reason in refused.items() if reason)
+    if not kinds:
+        return GpuKernels("", why)
+    allowed = " ".join(kinds)
+    taken = ", ".join(f"{choose(spec, block, s, numbers, allowed)} for {t} tokens" for t, s in calls.items())
+    text = f"{' and '.join(NAMES[k] for k in kinds if k != TUNED)} kernels of {spec}: {taken}"
+    shown = f"{text}; {why}" if spec.pattern is not None else text
+    return GpuKernels(allowed, shown.removesuffix("; "), partial(_texts, spec, tuple(kinds), numbers, bias))
+
+
+def _slots(expert_ids_TK: torch.Tensor) -> dict[int, int]:
+    """Slots by number of tokens: that of this graph, or some where it is a symbol."""
+    tokens, top_k = expert_ids_TK.shape
+    counts = (tokens,) if isinstance(tokens, int) else SAID
+    return {count: count * int(top_k) for count in counts}
+
+
+def _refusal(kind: str, spec: ExpertsSpec, form: Form, device: torch.device) -> str:
+    """Why kernels of a kind are not used; empty if they are."""
+    if kind == "triton":
+        return _triton_refusal(spec, form, device)
+    if device.type != "cuda":
+        return f"they do not run on {device}"
+    return proven_apart(spec, kind, form, device, device_of(device))
+
+
+def _triton_refusal(spec: ExpertsSpec, form: Form, device: torch.device) -> str:
+    try:
+        interpreted = interprets()
+    except KernelError as error:
+        return f"{type(error).__name__}: {error}"
+    if device.type != "cuda" and not interpreted:
+        return f"they do not run on {device}"
+    return proven(spec, form, device)
+
+
+def _texts(spec: ExpertsSpec, kinds: tuple[str, ...], device: Device, bias: bool) -> dict[str, str]:
+    """All kernels that a call may choose, by names of files."""
+    found = {}
+    if "triton" in kinds:
+        found = {f"triton_{kernel.op}_{number}.py": emit(kernel) for number, kernel in enumerate(kernels(spec))}
+    for each in candidates(spec, tuple(k for k in kinds if k in ("mma", "wgmma")), device.capability):
+        for op in ("up", "down"):
+            kernel = projection(spec, op, each.kind, each.slots, device.capability, bias)
+            found[f"{each.kind}_{op}_{each.slots}.cu"] = emit_cuda(kernel)
+    return found
