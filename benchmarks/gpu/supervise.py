@@ -84,17 +84,22 @@ def _shape(
         tokens = [t for t in tokens if t not in done]
         if reason is None:
             return
-        last = next((e for e in reversed(events) if e["event"] == "trying"), {"name": "start", "tokens": None})
-        note = {"event": "broke", "name": last["name"], "tokens": last["tokens"], "reason": reason}
+        last = next((e for e in reversed(events) if e["event"] in ("trying", "timing")), NOTHING)
+        note = {"event": "broke", "name": last.get("name", "rounds"), "tokens": last["tokens"], "reason": reason}
         outcome.notes.append({"shape": shape.name, **note})
         outcome.rows = [r for r in outcome.rows if r["shape"] != shape.name or r["tokens"] not in tokens]
-        if last["name"] == "start" or last["name"] in excluded:
+        if last is NOTHING:
             return
-        excluded.append(last["name"])
+        if last["event"] == "timing":  # all have run alone; nobody knows which broke in company
+            tokens.remove(last["tokens"])
+        else:
+            excluded.append(last["name"])
     for count in tokens:
         outcome.notes.append({"shape": shape.name, "event": "out of time", "tokens": count})
 
 
+NOTHING: Event = {"name": "start", "tokens": None}
+"""A worker that ended before it tried anything."""
 NOTED = ("absent", "failed", "no graph", "out of time")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+from samoyeds_codegen.errors import UnsupportedSpecError
 from samoyeds_codegen.gpu.candidate import KINDS, Candidate, candidates
 from samoyeds_codegen.gpu.cost import Block, cost
 from samoyeds_codegen.gpu.device import Device
@@ -28,6 +29,9 @@ def choose(spec: ExpertsSpec, block: Block, slots: int, device: Device, kinds: s
         slots: S.
         device: where it runs.
         kinds: names of `KINDS` that may be taken, and `TUNED`, separated by spaces.
+
+    Raises:
+        UnsupportedSpecError: none of these has a kernel for the block on the device.
     """
     return _chosen(spec, block, regime(slots), device, kinds)
 
@@ -36,6 +40,8 @@ def choose(spec: ExpertsSpec, block: Block, slots: int, device: Device, kinds: s
 def _chosen(spec: ExpertsSpec, block: Block, slots: int, device: Device, kinds: str) -> Candidate:
     words = kinds.split()
     found = candidates(spec, tuple(kind for kind in KINDS if kind in words), device.capability)
+    if not found:
+        raise UnsupportedSpecError(f"kernels of kind {kinds} do not compute {spec} on {device.name}; name other kinds")
     measured = fastest(spec, block, slots, device, found) if TUNED in words else None
     return measured or min(found, key=lambda candidate: cost(candidate, spec, block, slots, device))
 

@@ -1,0 +1,107 @@
+"""CUDA kernels prove themselves, the emulator in place of a device; and what becomes of the answer."""
+
+import json
+
+import pytest
+import torch
+
+from samoyeds_codegen.cuda.emit import emit
+from samoyeds_codegen.gpu import apart, candidate
+from samoyeds_codegen.gpu.answer import answer
+from samoyeds_codegen.gpu.apart import proven_apart
+from samoyeds_codegen.gpu.device import Device
+from samoyeds_codegen.gpu.prove import prove
+from samoyeds_codegen.triton.sample import Form
+from samoyeds_codegen.triton.spec import ExpertsSpec, Pattern
+from tests.codegen.cuda import emulated
+
+SPEC = ExpertsSpec("bfloat16", Pattern(1, 2, 64), "silu(gate) * up", True)
+CPU = torch.device("cpu")
+A100 = Device("A100", (8, 0), 108, 1.41e9, 2.0e12)
+
+
+@pytest.fixture(autouse=True)
+def one_tile(monkeypatch):
+    """Of each kind, as emulation takes seconds."""
+    monkeypatch.setattr(candidate, "TILE_TOKENS", {"mma": (16,), "wgmma": (16,)})
+    candidate.candidates.cache_clear()
+    yield
+    candidate.candidates.cache_clear()
+
+
+def running(right="", wrong=""):
+    def run(launches, device):
+        for launch in launches:
+            emulated.run(launch, text=emit(launch.spec).replace(right, wrong) if right else "")
+
+    return run
+
+
+@pytest.mark.parametrize(("kind", "capability"), [("mma", (8, 0)), ("wgmma", (9, 0))])
+def test_right_kernels_are_proven(kind, capability) -> None:
+    assert prove(SPEC, kind, Form(aligned=False, bias=True), CPU, capability, running()) == ""
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "reason"),
+    [
+        ("activate(gate.row[d], up.row[d])", "activate(up.row[d], gate.row[d])", "times the error"),
+        ("if (token >= tile.count) continue;", "", "nobody|times the error|do not run"),
+        ("sum[i] += weight", "sum[i] += 2 * weight", "weighted sum"),
+        ("ptx::cp_async_wait<STAGES - 2>();", "", "InFlightError"),
+    ],
+)
+def test_wrong_kernels_are_refused(right, wrong, reason) -> None:
+    found = prove(SPEC, "mma", Form(), CPU, (8, 0), running(right, wrong))
+    assert any(word in found for word in reason.split("|")), found
+
+
+def test_no_kernel() -> None:
+    assert "no such kernel" in prove(SPEC, "wgmma", Form(), CPU, (8, 0), running())
+    assert "no such kernel" in proven_apart(SPEC, "wgmma", Form(), CPU, A100)
+
+
+class Asked:
+    def __init__(self, reason: str) -> None:
+        self.reason, self.questions = reason, []
+
+    def __call__(self, question: str) -> str:
+        self.questions.append(json.loads(question))
+        return json.dumps({"reason": self.reason})
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAMOYEDS_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir(mode=0o700)
+
+
+@pytest.mark.parametrize(("reason", "kept"), [("", True), ("3 times the error", True), ("the kernels do not run", False)])
+def test_answers_are_kept(own_cache, reason, kept) -> None:
+    """But for those that another moment may give another one to."""
+    asked = Asked(reason)
+    for _ in range(2):
+        assert proven_apart(SPEC, "mma", Form(), CPU, A100, asked) == reason
+    assert len(asked.questions) == (1 if kept else 2)
+    assert proven_apart(SPEC, "mma", Form(bias=True), CPU, A100, asked) == reason
+    assert asked.questions[-1]["form"]["bias"] and asked.questions[-1]["capability"] == [8, 0]
+
+
+def test_an_answer_that_makes_no_sense(own_cache) -> None:
+    for said in ("", "nonsense", "{}"):
+        assert "Error" in proven_apart(SPEC, "mma", Form(), CPU, A100, lambda question, said=said: said)
+
+
+def test_the_other_process_answers_and_may_hang(own_cache, monkeypatch) -> None:
+    """There is no CUDA driver here, and the process says so; one that says nothing is not waited for."""
+    assert "do not run" in proven_apart(SPEC, "mma", Form(), CPU, A100)
+    monkeypatch.setattr(apart, "SECONDS", 0.01)
+    assert "hang" in proven_apart(SPEC, "mma", Form(), CPU, A100)
+
+
+def test_question_and_answer_fit(own_cache) -> None:
+    question = []
+    proven_apart(SPEC, "mma", Form(), CPU, A100, lambda asked: question.append(asked) or '{"reason": ""}')
+    launched = []
+    assert "times the error" in json.loads(answer(question[0], lambda launches, device: launched.extend(launches)))["reason"]
+    assert launched
