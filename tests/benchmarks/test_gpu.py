@@ -15,7 +15,7 @@ from benchmarks.gpu.ours import contenders
 from benchmarks.gpu.peers import PEERS, grouped_mm
 from benchmarks.gpu.peers.sorting import padded_rows, sort
 from benchmarks.gpu.rows import with_rates, with_ratios
-from benchmarks.gpu.shapes import SHAPES, SMALL, TOKENS
+from benchmarks.gpu.shapes import SHAPES, SMALL, TOKENS, Shape
 from benchmarks.gpu.supervise import measure
 from benchmarks.gpu.worker import BrokenDevice, Worker
 
@@ -60,12 +60,13 @@ def test_all_shapes_and_tokens_of_the_issue() -> None:
 @pytest.mark.parametrize("form", [weights.DENSE, *weights.PATTERNS])
 def test_weights(form) -> None:
     """Packed ones have the share of values that the pattern has, and the bytes."""
-    found = weights.make(form, SMALL[1], BF16, CPU)
+    shape = Shape("even", 2, 1, 256, 128, 1)
+    found = weights.make(form, shape, BF16, CPU)
     up, down = found.of_expert(1)
-    assert up.shape == (96, 96) and down.shape == (96, 48)
+    assert up.shape == (256, 256) and down.shape == (256, 128)
     assert float((up != 0).double().mean()) == pytest.approx(found.density, abs=0.02)
-    stored = found.nbytes / (3 * 2 * SMALL[1].elements)
-    assert stored < {"dense": 1.01, "2:4": 0.60}.get(form, 0.45)  # small matrices are padded
+    stored = found.nbytes / (2 * 2 * shape.elements)
+    assert stored == pytest.approx({"dense": 1, "2:4": 0.5625}.get(form, 0.283), abs=2e-3)
 
 
 def test_grouped_products_compute_the_block() -> None:

@@ -43,7 +43,7 @@ def _chosen(spec: ExpertsSpec, block: Block, slots: int, device: Device, kinds: 
     if not found:
         raise UnsupportedSpecError(f"kernels of kind {kinds} do not compute {spec} on {device.name}; name other kinds")
     measured = fastest(spec, block, slots, device, found) if TUNED in words else None
-    return measured or min(found, key=lambda candidate: cost(candidate, spec, block, slots, device))
+    return measured or min(found, key=lambda c: (cost(c, spec, block, slots, device), c.slots))
 
 
 def forget() -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import sympy
 
-from samoyeds_codegen.cuda.layout import COLUMNS, PIECE_BYTES, ROWS
+from samoyeds_codegen.cuda.layout import PIECE_BYTES, ROWS
 from samoyeds_codegen.gpu.candidate import Candidate
 from samoyeds_codegen.gpu.device import Device
 from samoyeds_codegen.triton.spec import ExpertsSpec, Tile
@@ -93,7 +93,7 @@ class _Use:
         density: the share of dense weights that it multiplies.
         spread: clocks of a multiprocessor to spread a dense weight.
         places: blocks that run at a time.
-        under_way: bytes that each of them has asked for.
+        under_way: bytes of weights that each of them has asked for; rows come from the cache.
         rate: operations a second.
     """
 
@@ -121,7 +121,7 @@ def _triton(candidate: Candidate, op: str, spec: ExpertsSpec, device: Device) ->
     kept = _kept_rows(spec)
     sides = 2 if op == "up" and spec.gated else 1
     stored = _weight_bytes(spec) / kept
-    under_way = int((tile.stages - 1) * tile.cols * (sides * tile.rows * stored + 2 * tile.slots))
+    under_way = int((tile.stages - 1) * tile.cols * sides * tile.rows * stored)
     rate = TRITON_SHARE * device.flops_per_clock * device.clock * device.processors
     spread = 0.0 if spec.pattern is None else UNPACK_CLOCKS * kept
     return _Use(
@@ -135,7 +135,7 @@ def _cuda(candidate: Candidate, spec: ExpertsSpec, device: Device) -> _Use:
     wgmma, kept, tokens = candidate.kind == "wgmma", _kept_rows(spec), candidate.slots
     pieces = 2 if wgmma else 1
     share = wgmma_share(tokens) if wgmma else MMA_SHARE * device.mma_share
-    under_way = 3 * (pieces * PIECE_BYTES + tokens * COLUMNS * 2)
+    under_way = 3 * pieces * PIECE_BYTES
     places = device.processors * (1 if wgmma else RESIDENT)
     rate = share * device.flops_per_clock * device.clock * device.processors
     return _Use(math.ceil(pieces * ROWS / kept), kept / 2, 0.0, places, under_way, rate)
