@@ -97,8 +97,11 @@ def _cpu_model() -> str:
 
 
 def _commit() -> str:
-    result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
-    return result.stdout.strip()
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, cwd=RESULTS.parent).stdout.strip()
+    except OSError:  # a bare machine may have no git
+        return ""
 
 
 def save(name: str, rows: list[dict[str, Any]], where: Mapping[str, Any]) -> Path:

@@ -24,9 +24,12 @@ def show(console: Console, rows: Sequence[Row], notes: Sequence[Mapping[str, Any
         console.print(
             table(f"{shape}, {tokens} tokens", [r for r in rows if (r["shape"], r["tokens"]) == (shape, tokens)])
         )
+    said: dict[tuple[str, ...], list[str]] = {}
     for note in notes:
-        where = f"{note['shape']}, {note.get('tokens') or 'all'} tokens"
-        console.print(f"{note['event']}: {note.get('name', '')} ({where}) {note.get('reason', '')}", markup=False)
+        what = (note["event"], note.get("name", ""), note.get("reason", ""))
+        said.setdefault(what, []).append(f"{note['shape']} {note.get('tokens') or ''}".strip())
+    for (event, name, reason), where in said.items():
+        console.print(f"{event}: {name} {reason} ({', '.join(where)})", markup=False)
 
 
 def table(title: str, rows: Sequence[Row]) -> Table:

@@ -16,7 +16,7 @@ from benchmarks.gpu.shapes import TOKENS, Shape
 
 Event = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
-SILENCE = 90.0
+SILENCE = 120.0
 """Seconds without a word after which a worker hangs. Compiling is the longest that one is silent for."""
 POLL = 0.2
 ATTEMPTS = 6

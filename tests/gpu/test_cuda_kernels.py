@@ -7,6 +7,7 @@ import torch
 
 from samoyeds_codegen.cuda.block import Block, Experts, Routing, plan_block
 from samoyeds_codegen.cuda.launch import prepare, run, target_of
+from samoyeds_codegen.cuda.operands import Matrix
 from samoyeds_codegen.cuda.pattern import Pattern
 from samoyeds_compile.ops.route import route
 from tests.codegen.cuda.blocks import Case, reference, routing
@@ -27,11 +28,14 @@ TOLERANCE = {torch.bfloat16: 4e-3, torch.float16: 5e-4}
 
 
 def on_cuda(experts: Experts) -> Experts:
-    moved = [
-        replace(p, records=p.records.cuda(), bias=None if p.bias is None else p.bias.cuda())
-        for p in (experts.up, experts.down)
-    ]
-    return replace(experts, up=moved[0], down=moved[1])
+    def moved(matrix: Matrix | None) -> Matrix | None:
+        if matrix is None:
+            return None
+        tensors = {name: t.cuda() for name, t in vars(matrix).items() if isinstance(t, torch.Tensor)}
+        return replace(matrix, **tensors)
+
+    both = [replace(p, matrix=moved(p.matrix), up=moved(p.up)) for p in (experts.up, experts.down)]
+    return replace(experts, up=both[0], down=both[1])
 
 
 def planned(case: Case, x: torch.Tensor, ids: torch.Tensor, wgmma: bool) -> tuple[Block, torch.Tensor]:

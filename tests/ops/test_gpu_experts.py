@@ -44,7 +44,9 @@ def test_packed(emulator, monkeypatch, kind, layout, config, bias, dtype) -> Non
     dense, packed = packed_operands(operands(1, 6, 2, 3, 40, 36, layout, "out_in", bias, dtype), config)
     with torch.no_grad():
         found = torch.ops.samoyeds.experts_gpu(*packed, dtype, None, kind)
-    assert any(str(spec).startswith("up") and spec.wgmma == (kind == "wgmma") for spec in emulator if hasattr(spec, "wgmma"))
+    assert any(
+        str(spec).startswith("up") and spec.wgmma == (kind == "wgmma") for spec in emulator if hasattr(spec, "wgmma")
+    )
     expected = reference.moe_experts(*double(dense))
     assert float((found.double() - expected).norm() / expected.norm()) < 2e-2
 

@@ -76,7 +76,9 @@ def own_cache(tmp_path, monkeypatch):
     (tmp_path / "cache").mkdir(mode=0o700)
 
 
-@pytest.mark.parametrize(("reason", "kept"), [("", True), ("3 times the error", True), ("the kernels do not run", False)])
+@pytest.mark.parametrize(
+    ("reason", "kept"), [("", True), ("3 times the error", True), ("the kernels do not run", False)]
+)
 def test_answers_are_kept(own_cache, reason, kept) -> None:
     """But for those that another moment may give another one to."""
     asked = Asked(reason)
@@ -103,5 +105,8 @@ def test_question_and_answer_fit(own_cache) -> None:
     question = []
     proven_apart(SPEC, "mma", Form(), CPU, A100, lambda asked: question.append(asked) or '{"reason": ""}')
     launched = []
-    assert "times the error" in json.loads(answer(question[0], lambda launches, device: launched.extend(launches)))["reason"]
+    assert (
+        "times the error"
+        in json.loads(answer(question[0], lambda launches, device: launched.extend(launches)))["reason"]
+    )
     assert launched
