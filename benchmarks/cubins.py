@@ -22,7 +22,7 @@ from samoyeds_codegen.cuda.emit import emit
 from samoyeds_codegen.cuda.nvrtc import compile_cubin, version
 from samoyeds_codegen.cuda.pattern import Pattern
 from samoyeds_codegen.cuda.sass import Sass, disassemble
-from samoyeds_codegen.cuda.spec import SHARED_LIMIT, CombineSpec, KernelSpec, ProjectionSpec, TilesSpec
+from samoyeds_codegen.cuda.spec import SHARED_LIMIT, CombineSpec, KernelSpec, ProjectionSpec, RouteSpec
 
 SWIGLU, GEGLU = "silu(gate) * up", "gelu(gate, 'tanh') * up"
 P12, P12_32, P24, P11 = Pattern(1, 2, 128), Pattern(1, 2, 32), Pattern(2, 4, 64), Pattern(1, 1, 32)
@@ -56,7 +56,7 @@ def specs() -> list[KernelSpec]:
 
 def _mma(target: str) -> list[KernelSpec]:
     return [
-        TilesSpec(target, 16),
+        RouteSpec(target, 128, 16),
         ProjectionSpec("up", target, P12, BF, 64, 8, 4, SWIGLU, True),
         ProjectionSpec("up", target, P12_32, BF, 64, 64, 3, SWIGLU, True, True),
         ProjectionSpec("up", target, P11, FP, 64, 64, 3, "square(relu(x))", False, True),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from samoyeds_codegen import emulate, expr
 from samoyeds_codegen.cuda.arguments import arguments_of
-from samoyeds_codegen.cuda.block import Routing, Tiles, project
+from samoyeds_codegen.cuda.block import Plan, project
 from samoyeds_codegen.cuda.emit import ENTRY, emit
 from samoyeds_codegen.cuda.launch import Launch
 from samoyeds_codegen.cuda.operands import Matrix, Projection
@@ -34,8 +34,8 @@ def error_of(spec: ProjectionSpec) -> float:
     bias = {n: torch.randn(EXPERTS, FEATURES, generator=generator).to(dtype) for n in names} if spec.bias else {}
     x = torch.randn(SLOTS, COLUMNS, generator=generator).to(dtype)
     plan = route(torch.randint(EXPERTS, (SLOTS, 1), generator=generator), EXPERTS)
-    routing = Routing(plan.order_S, plan.slot_TK, plan.offsets_E, torch.ones(SLOTS, 1))
-    launch, out = project(spec, _packed(spec, dense, bias), x, _tiles(spec, plan.offsets_E), routing, processors=2)
+    tiled = Plan(plan.order_S, plan.slot_TK, plan.offsets_E, *_tiles(spec, plan.offsets_E))
+    launch, out = project(spec, _packed(spec, dense, bias), x, tiled, processors=2)
     _emulate(launch)
     expected = _expected(spec, dense, bias, x if spec.op == "down" else x[plan.order_S], plan.expert_S)
     return float((out[:, :FEATURES].double() - expected).norm() / expected.norm())
@@ -60,14 +60,14 @@ def _packed(spec: ProjectionSpec, dense: dict[str, Tensor], bias: dict[str, Tens
     return Projection(FEATURES, COLUMNS, *found)
 
 
-def _tiles(spec: ProjectionSpec, offsets_E: Tensor) -> Tiles:
+def _tiles(spec: ProjectionSpec, offsets_E: Tensor) -> tuple[Tensor, Tensor]:
     ends = offsets_E.tolist()
     tiles = [
         [expert, first, min(spec.tokens, end - first), 0]
         for expert, (start, end) in enumerate(zip([0, *ends], ends, strict=False))
         for first in range(start, end, spec.tokens)
     ]
-    return Tiles(spec.tokens, torch.tensor(tiles, dtype=torch.int32), torch.tensor([len(tiles)], dtype=torch.int32))
+    return torch.tensor(tiles, dtype=torch.int32), torch.tensor([len(tiles)], dtype=torch.int32)
 
 
 def _emulate(launch: Launch) -> None:

@@ -18,7 +18,7 @@ from samoyeds_codegen.gpu.weights import matrix
 from samoyeds_codegen.triton.kernel import combine, projection, work_list
 from samoyeds_codegen.triton.operands import Side
 from samoyeds_codegen.triton.spec import ExpertsSpec, KernelSpec
-from samoyeds_compile.ops.route import Plan
+from samoyeds_compile.ops.route import route
 
 SUMMED = (torch.float32, torch.bfloat16, torch.float16)
 """Dtypes of routing weights and results that CUDA kernels know; others go through the first."""
@@ -32,8 +32,9 @@ class Call:
         spec: the block.
         candidate: what computes it.
         device: on which.
+        experts: E.
         x: tokens [T, H], columns contiguous.
-        plan: the routing plan.
+        ids_TK: expert ids, of any integer dtype.
         weights_TK: routing weights.
         sides: the weights of the first projection, by name.
         down: those of the second.
@@ -44,8 +45,9 @@ class Call:
     spec: ExpertsSpec
     candidate: Candidate
     device: Device
+    experts: int
     x: Tensor
-    plan: Plan
+    ids_TK: Tensor
     weights_TK: Tensor
     sides: Mapping[str, Side]
     down: Side
@@ -55,8 +57,9 @@ class Call:
 
 def by_triton(call: Call) -> Tensor:
     """The block by Triton kernels."""
-    tiles, x, plan, spec = call.candidate.tiles, call.x, call.plan, call.spec
+    tiles, x, spec = call.candidate.tiles, call.x, call.spec
     assert tiles is not None
+    plan = route(call.ids_TK, call.experts)
     slots, top_k = plan.order_S.shape[0], plan.slot_TK.shape[1]
     h_SI, y_SH = x.new_empty(slots, call.width), x.new_empty(slots, x.shape[1])
     out_TH = x.new_empty(x.shape, dtype=call.out_dtype)
@@ -70,12 +73,12 @@ def by_triton(call: Call) -> Tensor:
 def by_cuda(call: Call) -> Tensor:
     """The block by CUDA kernels."""
     first = [matrix(call.sides[name]) for name in (GATED_NAMES if call.spec.gated else ("up",))]
-    hidden, plan = call.x.shape[1], call.plan
+    hidden, ids = call.x.shape[1], call.ids_TK
     up = Projection(call.width, hidden, *first)
     down = Projection(hidden, call.width, matrix(call.down))
     experts = Experts(cuda_pattern(call.spec), call.spec.activation, call.spec.gated, up, down)
     weights = call.weights_TK if call.weights_TK.dtype in SUMMED else call.weights_TK.float()
-    routing = Routing(plan.order_S, plan.slot_TK, plan.offsets_E, weights)
+    routing = Routing(ids if ids.dtype in (torch.int32, torch.int64) else ids.long(), weights)
     target = target_of(call.device.capability, call.candidate.kind == "wgmma")
     out_dtype = call.out_dtype if call.out_dtype in SUMMED else torch.float32
     block = plan_block(call.x, experts, routing, target, call.device.processors, out_dtype, call.candidate.slots)

@@ -1,7 +1,8 @@
 """``samoyeds::gpu_experts``: the whole block by generated kernels, Triton or CUDA, for inference on a CUDA device.
 
-Plan, first projection with its gather and activation, second projection, weighted sum: four launches and the sort of
-`route`. Nothing waits for the device, so a CUDA graph can hold it. Under Triton's interpreter it runs on CPU tensors.
+Routing plan, first projection with its gather and activation, second projection, weighted sum: four launches in CUDA.
+In Triton the plan is that of `route` and a list of tiles. Nothing waits for the device, so a CUDA graph can hold it.
+Under Triton's interpreter it runs on CPU tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from samoyeds_codegen.triton.prove import on
 from samoyeds_codegen.triton.spec import ExpertsSpec, Pattern
 from samoyeds_compile.ops.gpu_call import Call, by_cuda, by_triton
 from samoyeds_compile.ops.library import bad_operand, define_opaque
-from samoyeds_compile.ops.route import route
 from samoyeds_compile.sparsity.config import SparsityConfig
 from samoyeds_compile.sparsity.pack import packed_shapes
 
@@ -84,10 +84,11 @@ def gpu_experts(
         sides = {name: wholes["up"].half(i, gate_up_layout == "interleaved") for i, name in enumerate(GATED_NAMES)}
     x, device = x_TH if x_TH.stride(1) == 1 else x_TH.contiguous(), device_of(x_TH.device)
     candidate = choose(spec, Block(experts, hidden, width), expert_ids_TK.numel(), device, kinds)
-    plan = route(expert_ids_TK, experts)
     with on(x.device):
         by = by_cuda if candidate.tiles is None else by_triton
-        return by(Call(spec, candidate, device, x, plan, expert_weights_TK, sides, last, width, out_dtype))
+        return by(
+            Call(spec, candidate, device, experts, x, expert_ids_TK, expert_weights_TK, sides, last, width, out_dtype)
+        )
 
 
 def _side(spec: ExpertsSpec, stored: Sequence[Tensor], bias: Tensor | None, rows: int, in_out: bool) -> Side:

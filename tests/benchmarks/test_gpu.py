@@ -1,4 +1,4 @@
-"""The benchmark for GPUs without one: every way through it, with tiny blocks on the processor. No test looks at a time."""
+"""The benchmark for GPUs without one: every way through it, with tiny blocks. No test looks at a time."""
 
 import json
 import sys

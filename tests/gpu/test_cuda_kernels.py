@@ -9,7 +9,7 @@ from samoyeds_codegen.cuda.block import Block, Experts, Routing, plan_block
 from samoyeds_codegen.cuda.launch import prepare, run, target_of
 from samoyeds_codegen.cuda.operands import Matrix
 from samoyeds_codegen.cuda.pattern import Pattern
-from samoyeds_compile.ops.route import route
+from samoyeds_codegen.cuda.spec import RouteSpec
 from tests.codegen.cuda.blocks import Case, reference, routing
 from tests.codegen.cuda.weights import PATTERNS
 
@@ -49,9 +49,10 @@ def planned(case: Case, x: torch.Tensor, ids: torch.Tensor, wgmma: bool) -> tupl
 
 def poison(block: Block) -> None:
     for launch in block.launches:
-        written = launch.arguments.get("out", launch.arguments.get("tiles"))
-        assert isinstance(written, torch.Tensor)
-        written.view(torch.uint8).fill_(255)  # NaN, or -1
+        for name in ("out", "order", "places", "offsets", "tiles", "tile_count"):
+            written = launch.arguments.get(name) if name == "out" or isinstance(launch.spec, RouteSpec) else None
+            if isinstance(written, torch.Tensor):
+                written.view(torch.uint8).fill_(255)  # NaN, or -1
 
 
 def error(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -104,9 +105,7 @@ def test_cuda_graph_with_other_tokens(wgmma) -> None:
     experts, processors = on_cuda(case.packed()), torch.cuda.get_device_properties(device).multi_processor_count
 
     def step() -> Block:
-        plan = route(device_ids, case.experts)
-        routed = Routing(plan.order_S, plan.slot_TK, plan.offsets_E, weights)
-        return plan_block(device_x, experts, routed, target, processors, torch.float32)
+        return plan_block(device_x, experts, Routing(device_ids, weights), target, processors, torch.float32)
 
     weights = routing(device_ids, case.experts).weights_TK
     for launch in step().launches:

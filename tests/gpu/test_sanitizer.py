@@ -1,4 +1,4 @@
-"""compute-sanitizer over the proofs of kernels, which are small: no access out of bounds, no race, no misused barrier."""
+"""compute-sanitizer over the proofs of kernels, which are small: nothing out of bounds, no race, no misused barrier."""
 
 import json
 import os

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from samoyeds_codegen.cuda.spec import KernelSpec, ProjectionSpec, TilesSpec
+from samoyeds_codegen.cuda.spec import KernelSpec, ProjectionSpec, RouteSpec
 
 _CODES = {"int64_t": "q", "int32_t": "i"}
 
@@ -54,7 +54,7 @@ PROJECTION = Arguments(
         *_matrix("", "the only matrix, or that of the gate"),
         *_matrix("up_", "what the gate is for; not without one"),
         ("const int64_t*", "order", "[slots]: the place of a slot in [tokens][top_k]; up only"),
-        ("const Tile*", "tiles", "as tiles.cuh makes them"),
+        ("const Tile*", "tiles", "as route.cuh makes them"),
         ("const int32_t*", "tile_count", "how many there are"),
         ("Element*", "out", "[slots][all features of row_tiles]"),
         ("int64_t", "x_stride", "a multiple of 8"),
@@ -69,12 +69,15 @@ PROJECTION = Arguments(
         ("int32_t", "top_k", "choices of a token"),
     )
 )
-TILES = Arguments(
+ROUTE = Arguments(
     (
-        ("const int32_t*", "offsets", "[experts]: where each expert's slots end"),
+        ("const Id*", "ids", "[slots]: the expert of each"),
+        ("int64_t*", "order", "[slots]: which slot comes there, sorted by expert"),
+        ("int64_t*", "places", "[slots]: the inverse"),
+        ("int32_t*", "offsets", "[experts]: where each expert's slots end"),
         ("Tile*", "tiles", "as many as there can be"),
         ("int32_t*", "tile_count", "how many there are"),
-        ("int32_t", "experts", ""),
+        ("int32_t", "slots", ""),
         ("int32_t", "unused", "makes the size a multiple of 8"),
     )
 )
@@ -96,4 +99,4 @@ def arguments_of(spec: KernelSpec) -> Arguments:
     """What the kernel of a specification is given."""
     if isinstance(spec, ProjectionSpec):
         return PROJECTION
-    return TILES if isinstance(spec, TilesSpec) else COMBINE
+    return ROUTE if isinstance(spec, RouteSpec) else COMBINE

@@ -1,4 +1,4 @@
-"""A whole block of experts as launches: tiles of the routing plan, up, down, and the weighted sum."""
+"""A whole block of experts as launches: the routing plan, up, down, and the weighted sum."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from samoyeds_codegen.cuda.spec import (
     TILE_TOKENS,
     CombineSpec,
     ProjectionSpec,
-    TilesSpec,
+    RouteSpec,
     instruction_of,
 )
 
@@ -47,19 +47,34 @@ class Experts:
 
 @dataclass(frozen=True)
 class Routing:
-    """A routing plan, as ``samoyeds::route`` makes it on the device, and its weights.
+    """Which experts have which tokens.
+
+    Attributes:
+        ids_TK: int32 or int64; what is no expert contributes nothing.
+        weights_TK: float32 or 16-bit floats.
+    """
+
+    ids_TK: Tensor
+    weights_TK: Tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A routing plan, as ``samoyeds::route`` makes it too, and a list of tiles.
 
     Attributes:
         order_S: int64, slots sorted by expert: the place of each in [T, K].
         slot_TK: int64, the inverse.
         offsets_E: int32, where each expert's slots end.
-        weights_TK: float32 or 16-bit floats.
+        tiles: int32 [most, 4]: expert, first slot, slots.
+        count: int32 [1]: how many tiles there are.
     """
 
     order_S: Tensor
     slot_TK: Tensor
     offsets_E: Tensor
-    weights_TK: Tensor
+    tiles: Tensor
+    count: Tensor
 
 
 @dataclass(frozen=True)
@@ -79,7 +94,7 @@ def plan_block(
     Args:
         x_TH: tokens in bfloat16 or float16.
         experts: their weights.
-        routing: which expert has which tokens.
+        routing: which experts have which tokens.
         target: see `ProjectionSpec`.
         processors: multiprocessors of the device; so many blocks of persistent kernels run.
         out_dtype: of the result.
@@ -91,16 +106,20 @@ def plan_block(
     Raises:
         UnsupportedSpecError: there is no kernel for these.
     """
-    tokens, top_k = routing.slot_TK.shape
+    tokens, top_k = routing.ids_TK.shape
     out_TH = x_TH.new_empty(tokens, experts.down.features, dtype=out_dtype)
     if not out_TH.numel() or not top_k:
         return Block([], out_TH.zero_())
-    slots, count = tokens * top_k, routing.offsets_E.shape[0]
-    up, down = (_spec(op, target, experts, x_TH.dtype, tile or slots / count) for op in ("up", "down"))
-    tiles = Tiles(up.tokens, *tile_list(slots, count, up.tokens, x_TH.device))
-    first, h_SI = project(up, experts.up, readable(x_TH), tiles, routing, processors)
-    second, y_SH = project(down, experts.down, h_SI, tiles, routing, processors)
-    return Block([list_tiles(target, tiles, routing), first, second, combine(target, y_SH, routing, out_TH)], out_TH)
+    count = experts.down.matrix.values.shape[0]
+    up, down = (_spec(op, target, experts, x_TH.dtype, tile or tokens * top_k / count) for op in ("up", "down"))
+    launch, plan = plan_routing(RouteSpec(target, count, up.tokens, _name(routing.ids_TK)), routing.ids_TK)
+    first, h_SI = project(up, experts.up, readable(x_TH), plan, processors)
+    second, y_SH = project(down, experts.down, h_SI, plan, processors)
+    return Block([launch, first, second, combine(target, y_SH, plan, routing.weights_TK, out_TH)], out_TH)
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _spec(op: str, target: str, experts: Experts, dtype: torch.dtype, tokens_per_expert: float) -> ProjectionSpec:
@@ -135,41 +154,34 @@ def choose(
     return replace(least, stages=min(stages, 4))
 
 
-@dataclass(frozen=True)
-class Tiles:
-    """A list of tiles, int32 [most, 4], of at most ``tokens`` slots, and how many there are, int32 [1]."""
+def plan_routing(spec: RouteSpec, ids_TK: Tensor) -> tuple[Launch, Plan]:
+    """The launch that makes a routing plan, with room for the most tiles there can be.
 
-    tokens: int
-    tiles: Tensor
-    count: Tensor
-
-
-def tile_list(slots: int, experts: int, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Room for the most tiles there can be: all full, and one that is not for each expert that has slots."""
-    most = slots // tokens + min(slots, experts)
-    return torch.empty(most, 4, dtype=torch.int32, device=device), torch.empty(1, dtype=torch.int32, device=device)
-
-
-def list_tiles(target: str, tiles: Tiles, routing: Routing) -> Launch:
-    """The launch that fills a list of tiles."""
+    They are all full but for one of each expert that has slots.
+    """
+    slots, new = ids_TK.numel(), ids_TK.new_empty
+    most = slots // spec.tokens + min(slots, spec.experts)
+    order, places, offsets = (
+        new(slots, dtype=torch.int64),
+        new(ids_TK.shape, dtype=torch.int64),
+        new(spec.experts, dtype=torch.int32),
+    )
+    plan = Plan(order, places, offsets, new(most, 4, dtype=torch.int32), new(1, dtype=torch.int32))
     arguments: dict[str, Tensor | int | None] = {
-        "offsets": routing.offsets_E, "tiles": tiles.tiles, "tile_count": tiles.count,
-        "experts": routing.offsets_E.shape[0], "unused": 0,
+        "ids": ids_TK.contiguous(), "order": order, "places": places, "offsets": offsets, "tiles": plan.tiles,
+        "tile_count": plan.count, "slots": slots, "unused": 0,
     }  # fmt: skip
-    return Launch(TilesSpec(target, tiles.tokens), (1, 1), arguments)
+    return Launch(spec, (1, 1), arguments), plan
 
 
-def project(
-    spec: ProjectionSpec, weights: Projection, x: Tensor, tiles: Tiles, routing: Routing, processors: int
-) -> tuple[Launch, Tensor]:
+def project(spec: ProjectionSpec, weights: Projection, x: Tensor, plan: Plan, processors: int) -> tuple[Launch, Tensor]:
     """A projection of the slots of a routing plan.
 
     Args:
         spec: the kernel.
         weights: what it multiplies with.
         x: rows of tokens or of slots, which start at multiples of 16 bytes.
-        tiles: of at most ``spec.tokens`` slots.
-        routing: the plan.
+        plan: the plan, with tiles of at most ``spec.tokens`` slots.
         processors: see `plan_block`.
 
     Returns:
@@ -178,27 +190,26 @@ def project(
     each = ROWS // 2 if spec.gated else ROWS  # rows of a matrix in a row tile
     row_tiles = -(-weights.rows // (each * spec.row_tiles)) * spec.row_tiles
     features = row_tiles * each * spec.pattern.dense_rows
-    out = x.new_empty(routing.order_S.shape[0], features)
+    out = x.new_empty(plan.order_S.shape[0], features)
     arguments: dict[str, Tensor | int | None] = {
-        "x": x, **weights.arguments(x.dtype), "order": routing.order_S, "tiles": tiles.tiles,
-        "tile_count": tiles.count, "out": out, "x_stride": x.stride(0), "out_stride": features,
+        "x": x, **weights.arguments(x.dtype), "order": plan.order_S, "tiles": plan.tiles,
+        "tile_count": plan.count, "out": out, "x_stride": x.stride(0), "out_stride": features,
         "features": weights.features, "columns": min(x.shape[1], -(-weights.columns // WIDTH) * WIDTH),
         "rows": weights.rows, "width": weights.width, "column_blocks": -(-weights.width // COLUMNS),
-        "row_tiles": row_tiles, "top_k": routing.slot_TK.shape[1],
+        "row_tiles": row_tiles, "top_k": plan.slot_TK.shape[1],
     }  # fmt: skip
-    blocks = processors if spec.wgmma else tiles.tiles.shape[0] * row_tiles // spec.row_tiles
+    blocks = processors if spec.wgmma else plan.tiles.shape[0] * row_tiles // spec.row_tiles
     return Launch(spec, (blocks, 1), arguments), out
 
 
-def combine(target: str, y_SH: Tensor, routing: Routing, out_TH: Tensor) -> Launch:
+def combine(target: str, y_SH: Tensor, plan: Plan, weights_TK: Tensor, out_TH: Tensor) -> Launch:
     """The launch that sums each token's rows, in slot order, into ``out_TH``."""
     tokens, columns = out_TH.shape
-    dtypes = (str(t.dtype).removeprefix("torch.") for t in (y_SH, routing.weights_TK, out_TH))
-    spec = CombineSpec(target, *dtypes)
+    spec = CombineSpec(target, _name(y_SH), _name(weights_TK), _name(out_TH))
     arguments: dict[str, Tensor | int | None] = {
-        "rows": y_SH, "weights": routing.weights_TK.contiguous(), "slots": routing.slot_TK,
-        "owned": routing.offsets_E[-1:], "out": out_TH, "row_stride": y_SH.stride(0), "columns": columns,
-        "top_k": routing.slot_TK.shape[1],
+        "rows": y_SH, "weights": weights_TK.contiguous(), "slots": plan.slot_TK,
+        "owned": plan.offsets_E[-1:], "out": out_TH, "row_stride": y_SH.stride(0), "columns": columns,
+        "top_k": plan.slot_TK.shape[1],
     }  # fmt: skip
     return Launch(spec, (tokens, -(-columns // (spec.threads * WIDTH))), arguments)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from samoyeds_codegen.cpp.activation import to_cpp
 from samoyeds_codegen.cuda import layout
 from samoyeds_codegen.cuda.arguments import arguments_of
-from samoyeds_codegen.cuda.spec import CombineSpec, KernelSpec, ProjectionSpec, TilesSpec
+from samoyeds_codegen.cuda.spec import CombineSpec, KernelSpec, ProjectionSpec, RouteSpec
 from samoyeds_codegen.cuda.wgmma import wgmma_sp
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -27,9 +27,8 @@ def emit(spec: KernelSpec) -> str:
 def _parts(spec: KernelSpec) -> list[str]:
     """Names of templates, and texts made here."""
     arguments = arguments_of(spec).to_cuda()
-    if isinstance(spec, TilesSpec):
-        constants = f"constexpr int TOKENS = {spec.tokens};"
-        parts = [constants, "tile.cuh", arguments, "tiles.cuh"]
+    if isinstance(spec, RouteSpec):
+        parts = [_route_constants(spec), "tile.cuh", arguments, "route.cuh"]
     elif isinstance(spec, CombineSpec):
         parts = [_combine_types(spec), arguments, "combine.cuh"]
     else:
@@ -69,6 +68,12 @@ def _constants(spec: ProjectionSpec) -> str:
     lines += [f"constexpr bool {name} = {str(value).lower()};" for name, value in flags.items()]
     offsets = [offset.to_cuda() for offset in (layout.VALUE, layout.METADATA)]
     return "\n".join([f"using Element = {_TYPE[spec.dtype]};", *lines, *offsets])
+
+
+def _route_constants(spec: RouteSpec) -> str:
+    whole = {"EXPERTS": spec.experts, "BUCKET_BITS": spec.experts.bit_length(), "TOKENS": spec.tokens}
+    lines = [f"constexpr int {name} = {value};" for name, value in whole.items()]
+    return "\n".join([f"using Id = {spec.ids}_t;", *lines])
 
 
 def _combine_types(spec: CombineSpec) -> str:

@@ -19,6 +19,9 @@ TILE_TOKENS = {"mma": (8, 16, 32, 64), "wgmma": (16, 32, 64, 128)}
 MOST_SUMS = {"mma": 96, "wgmma": 128}
 """Registers of a thread for sums; with more than these, kernels spill."""
 
+MOST_EXPERTS = 1024
+"""Of a routing plan, whose counts lie in shared memory."""
+
 
 def instruction_of(target: str) -> str:
     """What multiplies on a target: ``mma`` or ``wgmma``."""
@@ -138,25 +141,39 @@ class ProjectionSpec:
 
 
 @dataclass(frozen=True)
-class TilesSpec:
-    """The list of tiles of a routing plan: at most ``tokens`` slots of one expert each.
+class RouteSpec:
+    """The routing plan: slots sorted by expert, and a list of tiles of at most ``tokens`` slots of one expert each.
+
+    Attributes:
+        target: what it is compiled for.
+        experts: E.
+        tokens: of a tile.
+        ids: dtype of expert ids.
 
     Raises:
-        UnsupportedSpecError: the target is unknown.
+        UnsupportedSpecError: there is no kernel for it.
     """
 
     target: str
+    experts: int
     tokens: int
+    ids: str = "int64"
 
     def __post_init__(self) -> None:
         _check_target(self.target)
+        require(self.ids in ("int32", "int64"), f"ids of {self.ids} are not int32 or int64")
+        require(1 <= self.experts <= MOST_EXPERTS, f"{self.experts} experts are not 1 to {MOST_EXPERTS}")
 
-    shared_bytes = 0
-    threads = 256
+    threads = 512
+
+    @property
+    def shared_bytes(self) -> int:
+        """A count for each warp and expert, and for ids that are none."""
+        return self.threads // 32 * (self.experts + 1) * 4
 
     def __str__(self) -> str:
         """One line for reports."""
-        return f"tiles of {self.tokens} {self.target}"
+        return f"route {self.ids} to {self.experts} experts, tiles of {self.tokens} {self.target}"
 
 
 @dataclass(frozen=True)
@@ -192,4 +209,4 @@ class CombineSpec:
         return f"combine {self.dtype} by {self.weights} to {self.out} {self.target}"
 
 
-KernelSpec = ProjectionSpec | TilesSpec | CombineSpec
+KernelSpec = ProjectionSpec | RouteSpec | CombineSpec

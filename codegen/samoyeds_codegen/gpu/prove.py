@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from samoyeds_codegen.cuda.block import Routing, Tiles, combine, list_tiles, project, readable, tile_list
+from samoyeds_codegen.cuda.block import Plan, combine, plan_routing, project, readable
 from samoyeds_codegen.cuda.launch import Launch, target_of
 from samoyeds_codegen.cuda.launch import run as launch_all
 from samoyeds_codegen.cuda.operands import Projection
+from samoyeds_codegen.cuda.spec import RouteSpec
 from samoyeds_codegen.gpu.candidate import candidates
 from samoyeds_codegen.gpu.candidate import projection as cuda_spec
 from samoyeds_codegen.gpu.weights import matrix
 from samoyeds_codegen.triton.prove import ROUNDING, compare, on
-from samoyeds_codegen.triton.sample import EXPERTS, Form, Problem, problem
+from samoyeds_codegen.triton.sample import Form, Problem, problem
 from samoyeds_codegen.triton.spec import ExpertsSpec, KernelSpec, Tile
 
 Run = Callable[[Iterable[Launch], torch.device], None]
@@ -43,7 +44,8 @@ def prove(
         with on(device), torch.device("cpu"):  # problems are made on the CPU
             tried = (_project(spec, c.kind, op, c.slots, form, device, capability, run)
                      for c in found for op in ("up", "down"))  # fmt: skip
-            return next(filter(None, tried), "") or _combine(spec, target_of(capability), device, run)
+            target = target_of(capability)
+            return next(filter(None, tried), "") or _combine(spec, target, device, run) or _route(target, device, run)
     except Exception as error:  # whatever the compiler or the driver raise
         return f"the kernels do not run on {device}: {type(error).__name__}: {str(error)[:500]}"
 
@@ -54,15 +56,11 @@ def _project(
 ) -> str:  # fmt: skip
     given = problem(KernelSpec(op, spec, _sampled(spec, tokens)), form, device)
     kernel = cuda_spec(spec, op, kind, tokens, capability, form.bias)
-    slots, (owned, rows) = given.order_S.shape[0], given.expected.shape
-    tiles = Tiles(tokens, *tile_list(slots, EXPERTS, tokens, device))
-    routing = _routing(given)
-    first = list_tiles(kernel.target, tiles, routing)
+    owned, rows = given.expected.shape
     weights = _weights(given, rows, op == "up" and spec.gated)
-    launch, out = project(kernel, weights, readable(given.x), tiles, routing, processors=2)
-    for written in (tiles.tiles, tiles.count, out):
-        written.view(torch.uint8).fill_(POISON)
-    run((first, launch), device)
+    launch, out = project(kernel, weights, readable(given.x), _plan(given, tokens), processors=2)
+    out.view(torch.uint8).fill_(POISON)
+    run((launch,), device)
     if not bool(out[owned:].isnan().all()):
         return f"{kernel}: wrote on {device} what belongs to nobody"
     steps = 1 + 2 * spec.activation.count("to(")
@@ -75,9 +73,18 @@ def _sampled(spec: ExpertsSpec, tokens: int) -> Tile:
     return Tile(64, max(tokens, 16), vector, 4, 2)
 
 
-def _routing(given: Problem) -> Routing:
-    nothing = given.order_S.new_empty(0, given.top_k)
-    return Routing(given.order_S, nothing, given.offsets_E, nothing)
+def _plan(given: Problem, tokens: int) -> Plan:
+    """The plan of a problem, with tiles that are listed on the host."""
+    ends = given.offsets_E.tolist()
+    tiles = [
+        [expert, first, min(tokens, end - first), 0]
+        for expert, (start, end) in enumerate(zip([0, *ends], ends, strict=False))
+        for first in range(start, end, tokens)
+    ]
+    like = given.offsets_E.new_tensor
+    return Plan(
+        given.order_S, given.order_S.new_empty(0, given.top_k), given.offsets_E, like(tiles), like([len(tiles)])
+    )
 
 
 def _weights(given: Problem, rows: int, gated: bool) -> Projection:
@@ -93,7 +100,30 @@ def _combine(spec: ExpertsSpec, target: str, device: torch.device, run: Run) -> 
     slot_TK = torch.randperm(42, generator=generator).view(21, 2).to(device)
     offsets_E = torch.tensor([33, 33, 40], dtype=torch.int32, device=device)
     out: Tensor = torch.full((21, 1030), float("nan"), device=device)
-    run((combine(target, y, Routing(slot_TK.flatten(), slot_TK, offsets_E, weights), out),), device)
+    plan = Plan(slot_TK.flatten(), slot_TK, offsets_E, offsets_E, offsets_E)
+    run((combine(target, y, plan, weights, out),), device)
     owned = (slot_TK < 40).unsqueeze(-1)
     expected = torch.where(owned, y[slot_TK].double() * weights.double().unsqueeze(-1), 0).sum(1)[:, :1030]
     return compare("the weighted sum", out, expected, ROUNDING["float32"])
+
+
+def _route(target: str, device: torch.device, run: Run) -> str:
+    """Against a stable sort; some ids are no experts, and more slots than threads."""
+    experts, tile = 37, 16
+    ids = torch.randint(-2, experts + 2, (700, 2), generator=torch.Generator().manual_seed(0)).to(device)
+    launch, plan = plan_routing(RouteSpec(target, experts, tile), ids)
+    for written in vars(plan).values():
+        written.view(torch.uint8).fill_(POISON)
+    run((launch,), device)
+    flat = torch.where((ids < 0) | (ids >= experts), experts, ids).flatten()
+    order = flat.argsort(stable=True)
+    counts = torch.bincount(flat, minlength=experts + 1)[:experts]
+    tiles = plan.tiles[: int(plan.count)]
+    right = (
+        torch.equal(plan.order_S, order)
+        and torch.equal(plan.slot_TK.flatten()[order], torch.arange(len(order), device=device))
+        and torch.equal(plan.offsets_E.long(), counts.cumsum(0))
+        and torch.equal(torch.bincount(tiles[:, 0].long(), tiles[:, 2], experts).long(), counts)
+        and int(plan.count) == int((-(-counts // tile)).sum())
+    )
+    return "" if right else f"the routing plan on {device} is wrong"

@@ -25,6 +25,7 @@ class Tokens:
     """Slots of random routing, one choice a token."""
 
     x: Tensor
+    ids_TK: Tensor
     order_S: Tensor
     offsets_E: Tensor
     weights_TK: Tensor
@@ -76,10 +77,11 @@ class Trial:
         return PackedSide(values, metadata, selection, p, rows)
 
     def _tokens(self, slots: int) -> Tokens:
-        ids, order = torch.randint(self.block.experts, (slots,), device=self.device).sort()
+        unsorted = torch.randint(self.block.experts, (slots,), device=self.device)
+        ids, order = unsorted.sort()
         ends = torch.searchsorted(ids, torch.arange(self.block.experts, device=self.device), right=True, out_int32=True)
         x = torch.randn(slots, self.block.hidden, device=self.device).to(self._dtype)
-        return Tokens(x, order, ends, torch.ones(slots, 1, device=self.device))
+        return Tokens(x, unsorted.view(-1, 1), order, ends, torch.ones(slots, 1, device=self.device))
 
     def _by_triton(self, candidate: Candidate, tokens: Tokens) -> Tensor:
         tiles, slots = candidate.tiles, tokens.order_S.shape[0]
@@ -96,7 +98,7 @@ class Trial:
         up = Projection(self.block.width, self.block.hidden, *map(matrix, self.sides.values()))
         down = Projection(self.block.hidden, self.block.width, matrix(self.down))
         experts = Experts(cuda_pattern(self.spec), self.spec.activation, self.spec.gated, up, down)
-        routing = Routing(tokens.order_S, tokens.order_S.view(-1, 1), tokens.offsets_E, tokens.weights_TK)
+        routing = Routing(tokens.ids_TK, tokens.weights_TK)
         numbers = device_of(self.device)
         target = target_of(numbers.capability, candidate.kind == "wgmma")
         block = plan_block(tokens.x, experts, routing, target, numbers.processors, self._dtype, candidate.slots)

@@ -13,7 +13,7 @@ from samoyeds_codegen.cuda.launch import Launch
 def argument(kind: str, value):
     if kind == "int64_t":
         return ctypes.c_int64(value)
-    return emulate.Output(value) if kind in ("Element*", "Result*", "Tile*", "int32_t*") else value
+    return emulate.Output(value) if kind in ("Element*", "Result*", "Tile*", "int32_t*", "int64_t*") else value
 
 
 def run(launch: Launch, seed: int = 0, text: str = "") -> None:

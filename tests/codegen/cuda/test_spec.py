@@ -6,7 +6,7 @@ import pytest
 
 from samoyeds_codegen.cuda.launch import target_of
 from samoyeds_codegen.cuda.pattern import Pattern
-from samoyeds_codegen.cuda.spec import CombineSpec, ProjectionSpec, TilesSpec
+from samoyeds_codegen.cuda.spec import CombineSpec, ProjectionSpec, RouteSpec
 from samoyeds_codegen.errors import UnsupportedSpecError
 
 UP = ProjectionSpec("up", "sm_80", Pattern(1, 2, 32), activation="silu(gate) * up", gated=True)
@@ -54,7 +54,9 @@ def test_patterns_without_kernel(arguments, reason) -> None:
         (DOWN, {"rows": 64}, "64 rows is not one of"),
         (DOWN, {"stages": 5}, "shared memory"),
         (DOWN, {"pattern": Pattern(2, 4, 64)}, "192 sums"),
-        (TilesSpec("sm_80", 8), {"target": "sm_1"}, "sm_1 is not"),
+        (RouteSpec("sm_80", 8, 16), {"target": "sm_1"}, "sm_1 is not"),
+        (RouteSpec("sm_80", 8, 16), {"experts": 1025}, "1025 experts"),
+        (RouteSpec("sm_80", 8, 16), {"ids": "int8"}, "int8"),
         (CombineSpec("sm_80", "bfloat16", "float32", "float32"), {"weights": "float64"}, "float64"),
         (CombineSpec("sm_80", "bfloat16", "float32", "float32"), {"dtype": "float32"}, "float32"),
     ],

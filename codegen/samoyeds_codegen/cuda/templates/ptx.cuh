@@ -65,7 +65,6 @@ DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) {
       "{\n.reg .pred over;\nagain_%=:\nmbarrier.try_wait.parity.shared::cta.b64 over, [%0], %1;\n"
       "@!over bra again_%=;\n}" :: "r"(barrier), "r"(parity) : "memory");
 }
-DEVICE void fence_barrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 // What ordinary instructions and cp.async wrote becomes visible to wgmma.
 DEVICE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

@@ -19,7 +19,6 @@ struct Ring {
       ptx::mbarrier_init(full(i), GROUP_THREADS);
       ptx::mbarrier_init(empty(i), CONSUMERS * 4);
     }
-    ptx::fence_barrier_init();
   }
 };
 
