@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from samoyeds_codegen.cuda.operands import Matrix
 from samoyeds_codegen.errors import UnsupportedSpecError
 from samoyeds_codegen.triton.operands import PackedSide, Side
@@ -15,4 +17,10 @@ def matrix(side: Side) -> Matrix:
     """
     if not isinstance(side, PackedSide):
         raise UnsupportedSpecError("CUDA kernels multiply packed weights")
-    return Matrix(side.values, side.metadata, side.selection, side.first_block, side.bias)
+    selection = None if side.selection is None else _rows(side.selection)
+    return Matrix(_rows(side.values), _rows(side.metadata), selection, side.first_block, side.bias)
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """The tensor with rows of an expert one after the other; itself, but for views of part of each row."""
+    return tensor if tensor.stride()[1:] == (tensor.shape[2], 1) else tensor.contiguous()
