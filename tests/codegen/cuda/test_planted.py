@@ -54,7 +54,7 @@ def test_misuse(target, right, wrong, error) -> None:
         (MMA, "(before.upper == k) - (now.upper == k)", "(before.upper == k)"),
         (MMA, "STEP < 2 ? metadata[r].x : metadata[r].y", "metadata[r].x"),
         (WGMMA, "uint64_t(256 >> 4) << 32", "uint64_t(128 >> 4) << 32"),
-        (WGMMA, "slab * 8 + row", "slab * 8 + (row ^ 1)"),
+        (WGMMA, "store(a, slot, slab * 8 + row, h)", "store(a, slot, slab * 8 + (row ^ 1), h)"),
     ],
 )
 def test_wrong_numbers(target, right, wrong) -> None:

@@ -1,6 +1,6 @@
-// The routing plan in one launch of one block: slots sorted by expert, stably, where each token finds its results, where
-// each expert's slots end, and the list of tiles. Warp w has a run of slots, in order. It counts them by expert; a scan
-// over experts and, within one, over warps says where the first of each goes; then each warp places its own, in order.
+// The routing plan in one launch of one block: slots sorted by expert, stably, where each token finds its results,
+// where each expert's slots end, and the list of tiles. Warp w has a run of slots, in order. It counts them by expert; a
+// scan over experts and, within one, over warps says where the first of each goes; then each warp places its own.
 // An id that is no expert goes to a bucket behind the last one.
 constexpr int THREADS = 512, WARPS = THREADS / 32, BUCKETS = EXPERTS + 1;
 
@@ -51,17 +51,20 @@ DEVICE void scan_buckets(const Arguments& a, int32_t* counts, int32_t (&totals)[
   for (int first = 0; first < BUCKETS; first += THREADS) {
     const int bucket = first + threadIdx.x;
     int32_t count = 0;
+#pragma unroll 1
     for (int w = 0; w < WARPS && bucket < BUCKETS; ++w) count += counts[w * BUCKETS + bucket];
     const int32_t mine = bucket < EXPERTS ? (count + TOKENS - 1) / TOKENS : 0;
     const int32_t start = before_this(count, totals, lane, warp, slots_done);
     const int32_t tile = before_this(mine, totals, lane, warp, tiles_done);
     int32_t place = start;
+#pragma unroll 1
     for (int w = 0; w < WARPS && bucket < BUCKETS; ++w) {
       const int32_t next = place + counts[w * BUCKETS + bucket];
       counts[w * BUCKETS + bucket] = place;
       place = next;
     }
     if (bucket < EXPERTS) a.offsets[bucket] = place;
+#pragma unroll 1
     for (int32_t i = 0; i < mine; ++i) {
       const int32_t left = count - i * TOKENS;
       a.tiles[tile + i] = {bucket, start + i * TOKENS, left < TOKENS ? left : TOKENS, 0};
@@ -80,6 +83,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) samoyeds_kernel(const __gr
   const int end = begin + run < a.slots ? begin + run : a.slots;
   for (int i = lane; i < BUCKETS; i += 32) mine[i] = 0;
   __syncwarp();
+#pragma unroll 1
   for (int first = begin; first < end; first += 32) {
     const bool inside = first + lane < end;
     const int bucket = inside ? bucket_of(a, first + lane) : EXPERTS;
@@ -90,6 +94,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) samoyeds_kernel(const __gr
   __syncthreads();
   scan_buckets(a, counts, totals, lane, warp);
   __syncthreads();
+#pragma unroll 1
   for (int first = begin; first < end; first += 32) {
     const bool inside = first + lane < end;
     const int bucket = inside ? bucket_of(a, first + lane) : EXPERTS;
