@@ -1,6 +1,6 @@
 // The routing plan in one launch of one block: slots sorted by expert, stably, where each token finds its results,
-// where each expert's slots end, and the list of tiles. Warp w has a run of slots, in order. It counts them by expert; a
-// scan over experts and, within one, over warps says where the first of each goes; then each warp places its own.
+// where each expert's slots end, and the list of tiles. Warp w has a run of slots, in order. It counts them by expert.
+// A scan over experts and, within one, over warps says where the first of each goes; then each warp places its own.
 // An id that is no expert goes to a bucket behind the last one.
 constexpr int THREADS = 512, WARPS = THREADS / 32, BUCKETS = EXPERTS + 1;
 
