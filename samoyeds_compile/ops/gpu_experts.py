@@ -13,13 +13,10 @@ import torch
 from torch import Tensor
 
 from samoyeds_codegen.expr import GATED_NAMES
-from samoyeds_codegen.gpu.choose import choose
-from samoyeds_codegen.gpu.cost import Block
 from samoyeds_codegen.gpu.device import device_of
 from samoyeds_codegen.triton.operands import DenseSide, PackedSide, Side
 from samoyeds_codegen.triton.prove import on
 from samoyeds_codegen.triton.spec import ExpertsSpec, Pattern
-from samoyeds_compile.ops.gpu_call import Call, by_cuda, by_triton
 from samoyeds_compile.ops.library import bad_operand, define_opaque
 from samoyeds_compile.sparsity.config import SparsityConfig
 from samoyeds_compile.sparsity.pack import packed_shapes
@@ -68,6 +65,11 @@ def gpu_experts(
         OperandError: an operand does not fit the others.
         KernelError: no kernel of these kinds can be loaded.
     """
+    # These load sympy, which takes longer to import than the rest of the package.
+    from samoyeds_codegen.gpu.choose import choose
+    from samoyeds_codegen.gpu.cost import Block
+    from samoyeds_compile.ops.gpu_call import Call, by_cuda, by_triton
+
     spec = ExpertsSpec.named(kernel)
     _check_rows(x_TH, expert_ids_TK, expert_weights_TK)
     in_out, hidden, of_both = weight_layout == "in_out", x_TH.shape[1], gate_up_layout in BOTH
