@@ -14,10 +14,16 @@ import torch
 from torch import Tensor
 
 from samoyeds_compile.ops.library import bad_operand, define_opaque, register_autograd
+from samoyeds_compile.ops.large_pages import in_large_pages
 from samoyeds_compile.ops.operands import check_weights, in_width, is_stack, num_experts, out_width
 
 _CALL_COST = 4
 """What one call an expert costs, in units of what ``torch._grouped_mm`` spends on an expert without rows (~1.4 us)."""
+_STEP, _SHORT = 32, 64
+"""On CPU oneDNN makes a kernel for every number of rows, for about a millisecond each, and routing gives new numbers in
+every step. So runs of rows longer than the second are taken in multiples of the first, of which there are few."""
+_ONEDNN = (torch.bfloat16, torch.float16)
+"""Dtypes whose products oneDNN computes."""
 _GROUPED_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _ALIGNMENT = 16
 """Bytes to which ``torch._grouped_mm`` wants rows and base addresses aligned."""
@@ -63,10 +69,14 @@ def expert_outer(x_SI: Tensor, grad_SO: Tensor, offsets_E: Tensor, in_out: bool)
     if x_SI.device.type != "cpu" and _grouped_mm_takes(x_SI, grad_SO):
         return torch._grouped_mm(left.contiguous().t(), right.contiguous(), offs=offsets_E)
     ends = offsets_E.tolist()
-    make = x_SI.new_empty if len(set(ends) - {0}) == len(ends) else x_SI.new_zeros  # zeros for experts without rows
-    out = make((len(ends), left.shape[1], right.shape[1]))
+    out = in_large_pages(x_SI.new_empty(len(ends), left.shape[1], right.shape[1]))
+    if len(set(ends) - {0}) < len(ends):
+        out.zero_()  # for experts without rows
     for expert, start, end in _runs(ends):
-        torch.mm(left[start:end].t(), right[start:end], out=out[expert])
+        a, b = left[start:end], right[start:end]
+        if _is_costly(x_SI, start, end):
+            a, b = _with_zero_rows(a), _with_zero_rows(b)
+        torch.mm(a.t(), b, out=out[expert])
     return out
 
 
@@ -75,7 +85,9 @@ def _linear_cpu(x_SI: Tensor, weight_E: Tensor, offsets_E: Tensor, in_out: bool)
     ends = offsets_E.tolist()
     active = len(set(ends) - {0})
     mostly_single = _mv_is_faster(x_SI, in_out) and ends[-1] < 2 * active
-    if mostly_single or (active - 1) * _CALL_COST <= len(ends) or not _grouped_mm_takes(x_SI, weight_E):
+    costly = any(_is_costly(x_SI, start, end) for _, start, end in _runs(ends))
+    one_call_each = mostly_single or costly or (active - 1) * _CALL_COST <= len(ends)
+    if one_call_each or not _grouped_mm_takes(x_SI, weight_E):
         return _linear_by_expert(x_SI, weight_E, ends, in_out)
     out_SO = torch._grouped_mm(x_SI.contiguous(), _matrices(weight_E, in_out), offs=offsets_E)
     return _zero_after(out_SO, ends[-1])
@@ -89,9 +101,9 @@ def _zero_after(out_SO: Tensor, end: int) -> Tensor:
 
 
 def _linear_by_expert(x_SI: Tensor, matrices: Tensor | Sequence[Tensor], ends: list[int], in_out: bool) -> Tensor:
-    out_SO = x_SI.new_empty(x_SI.shape[0], matrices[0].shape[1 if in_out else 0])
+    out_SO = in_large_pages(x_SI.new_empty(x_SI.shape[0], matrices[0].shape[1 if in_out else 0]))
     use_mv = _mv_is_faster(x_SI, in_out)
-    for expert, start, end in _runs(ends):
+    for expert, start, end in _runs_of_few_lengths(x_SI, ends):
         matrix = matrices[expert]
         if matrix.dtype != x_SI.dtype:
             matrix = matrix.to(x_SI.dtype)
@@ -114,6 +126,33 @@ def _runs(ends: list[int]) -> Iterator[tuple[int, int, int]]:
         if end > start:
             yield expert, start, end
             start = end
+
+
+def _is_costly(rows: Tensor, start: int, end: int) -> bool:
+    """Whether a product over as many rows may make a kernel first."""
+    return end - start > _SHORT and rows.dtype in _ONEDNN and rows.device.type == "cpu"
+
+
+def _runs_of_few_lengths(rows: Tensor, ends: list[int]) -> Iterator[tuple[int, int, int]]:
+    """`_runs`; costly ones go on to a multiple of `_STEP`, into rows of later experts, which write them later.
+
+    Where there are no rows to go on into, a run is cut at such a multiple.
+    """
+    for expert, start, end in _runs(ends):
+        more = -(end - start) % _STEP
+        if not _is_costly(rows, start, end):
+            yield expert, start, end
+        elif end + more <= rows.shape[0]:
+            yield expert, start, end + more
+        else:
+            middle = end + more - _STEP
+            yield expert, start, middle
+            yield expert, middle, end
+
+
+def _with_zero_rows(rows: Tensor) -> Tensor:
+    """Rows up to a multiple of `_STEP`; those added are zero."""
+    return torch.nn.functional.pad(rows, (0, 0, 0, -rows.shape[0] % _STEP))
 
 
 def _matrices(weight_E: Tensor, in_out: bool) -> Tensor:
