@@ -111,7 +111,7 @@ def down_combine(
     expert_weights_TK: Tensor,
     weight_layout: str,
 ) -> Tensor:
-    """[T, H]: each token's projected rows times its routing weights, summed in slot order; in the dtype they promote to.
+    """[T, H]: each token's projected rows times its routing weights, summed in slot order, in their common dtype.
 
     Args:
         h_SI: activated rows in slot order, in the dtype of the products.

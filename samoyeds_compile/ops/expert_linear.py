@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samoyeds_compile.ops.library import bad_operand, define_opaque, register_autograd
 from samoyeds_compile.ops.large_pages import in_large_pages
+from samoyeds_compile.ops.library import bad_operand, define_opaque, register_autograd
 from samoyeds_compile.ops.operands import check_weights, in_width, is_stack, num_experts, out_width
 
 _CALL_COST = 4

@@ -1,0 +1,208 @@
+"""`torch.autograd.gradcheck` in float64 for every op that has a derivative, and what is frozen.
+
+An op that is new and in none of the lists fails a test, so none is forgotten.
+"""
+
+import itertools
+
+import pytest
+import torch
+
+import samoyeds_compile.ops  # noqa: F401
+from samoyeds_compile.sparsity import PackedTensor, SparsityConfig, best_mask
+from tests.ops.operands import floating, leaves_of, operands, randn, results
+
+OPS = torch.ops.samoyeds
+F64 = torch.float64
+IDS = torch.tensor([[0, 3], [1, 0], [2, 2], [0, -1]])
+"""With an expert named twice, one of sentinels' and one without rows (4 of 5)."""
+NO_DERIVATIVE = {
+    "route": "integers",
+    "unpack": "packed weights are not trained; masters are",
+    "packed_grouped_mm": "has its derivative in PackedTensor",
+    **dict.fromkeys(
+        ("choose_experts", "sparse_experts", "dense_experts", "triton_experts"),
+        "kernels for inference, never lowered to otherwise",
+    ),
+}
+"""Ops, and why not."""
+ELSEWHERE = {"router"}  # tests/ops/test_router.py
+
+
+def block(layout="concatenated", **kwargs):
+    args = operands(6, 4, 2, 5, 6, 4, layout, "out_in", True, F64, **kwargs)
+    args[1] = IDS
+    return args
+
+
+def canonical(op, **kwargs):
+    return lambda: (lambda *a: op(*a, F64, None), block(**kwargs))
+
+
+def stage_operands(separate=""):
+    x, _, w, gate, up, down, _, up_bias, down_bias, *tail, _ = block(separate=separate)
+    h = randn(torch.Generator().manual_seed(1), F64, 8, 4)
+    return x, w, gate, up, down, up_bias, down_bias, tail, h, OPS.route(IDS, 5)
+
+
+def up(separate):
+    x, w, gate, up, _, bias, _, tail, _, plan = stage_operands(separate)
+    owned = int(plan[3][-1])
+    return lambda x, w, up, bias: OPS.expert_up(x, *plan, gate, up, None, bias, w, *tail, F64)[:owned], [x, w, up, bias]
+
+
+def down(separate):
+    _, w, _, _, down, _, bias, _, h, plan = stage_operands(separate)
+    return lambda h, w, down, bias: OPS.expert_down(h, *plan, down, bias, w, "out_in", F64, None), [h, w, down, bias]
+
+
+def project():
+    *_, down, _, bias, _, h, (_, _, expert, offsets) = stage_operands()
+    owned = int(offsets[-1])
+    return lambda h, down, bias: OPS.expert_project(h, expert, offsets, down, bias, "out_in", F64)[:owned], [
+        h,
+        down,
+        bias,
+    ]
+
+
+def combine():
+    w, h, (order, slot, _, offsets) = (stage_operands()[i] for i in (1, 8, 9))
+    return lambda y, w: OPS.combine(y, order, slot, offsets, w, None), [h, w]
+
+
+def linear():
+    *_, h, (_, _, _, offsets) = stage_operands()
+    owned, weight = int(offsets[-1]), randn(torch.Generator().manual_seed(2), F64, 5, 3, 4)
+    return lambda x, weight: OPS.expert_linear(x, [weight], offsets, False)[:owned], [h, weight]
+
+
+def outer():
+    *_, h, (_, _, _, offsets) = stage_operands()
+    grad = randn(torch.Generator().manual_seed(2), F64, 8, 3)
+    return lambda x, grad: OPS.expert_outer(x, grad, offsets, False), [h, grad]
+
+
+def batched():
+    _, _, gate, up, down, up_bias, down_bias, tail, *_ = stage_operands()
+    x = randn(torch.Generator().manual_seed(3), F64, 5, 2, 6)
+    return (
+        lambda x, up, down, *biases: OPS.experts_batched(x, gate, up, down, None, *biases, *tail, F64, None),
+        [x, up, down, up_bias, down_bias],
+    )
+
+
+def packed():
+    """By all but the packed weights."""
+    config = SparsityConfig(1, 1, 16)
+    args = operands(6, 4, 2, 5, 16, 16, "concatenated", "out_in", True, F64)
+    stacks = [weights and [_packed(weights[0], config)] for weights in args[3:6]]
+    return lambda x, ids, w, *biases: OPS.experts_packed(x, ids, w, *stacks, *biases, *args[9:], F64, None), [
+        args[0], IDS, args[2], *args[6:9]
+    ]  # fmt: skip
+
+
+def _packed(weight, config):
+    return PackedTensor.from_dense(weight * best_mask(weight.abs(), config), config)
+
+
+CASES = {
+    "moe_experts": canonical(OPS.moe_experts),
+    "moe_experts matrices": canonical(OPS.moe_experts, layout="separate", separate="gate,up,down"),
+    "moe_experts plain": canonical(OPS.moe_experts, layout="none"),
+    "moe_experts input": canonical(OPS.moe_experts, weighting="input"),
+    "experts_gathered": canonical(OPS.experts_gathered),
+    "experts_dense": canonical(OPS.experts_dense),
+    "experts_triton": canonical(OPS.experts_triton),
+    "experts_packed": packed,
+    "experts_batched": batched,
+    "expert_up": lambda: up(""),
+    "expert_up matrices": lambda: up("up"),
+    "expert_down": lambda: down(""),
+    "expert_down matrices": lambda: down("down"),
+    "expert_project": project,
+    "combine": combine,
+    "expert_linear": linear,
+    "expert_outer": outer,
+}
+
+
+def test_every_op_is_in_a_list():
+    prefix = "samoyeds::"
+    names = {name.removeprefix(prefix) for name in torch._C._dispatch_get_all_op_names() if name.startswith(prefix)}
+    names = {name.removesuffix("_loading") for name in names}
+    assert names == {case.split()[0] for case in CASES} | NO_DERIVATIVE.keys() | ELSEWHERE
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradcheck(case):
+    function, args = CASES[case]()
+    leaves = leaves_of(args)
+    inputs = floating(leaves)
+
+    def of_tensors(*tensors):
+        new = {id(old): tensor for old, tensor in zip(inputs, tensors, strict=True)}
+        return function(*torch.utils._pytree.tree_map(lambda a: new.get(id(a), a), leaves))
+
+    assert torch.autograd.gradcheck(of_tensors, inputs)
+
+
+TRAINED = {"router": (2,), "experts": (3, 4, 5, 6, 7, 8), "down": (5,), "biases": (7, 8), "attention": (0,)}
+"""Operands of `moe_experts` that get gradients; LoRA beside frozen experts is ``attention``."""
+
+
+@pytest.mark.parametrize("separate", ["", "up,down"], ids=["stack", "matrices"])
+@pytest.mark.parametrize("trained", TRAINED)
+def test_frozen_operands(trained, separate):
+    """What is trained gets the gradient that it gets if all is trained; what is not costs no product."""
+    args = block(separate=separate)
+    _, *expected = results(lambda a: OPS.moe_experts(*a, F64, None), args)
+    frozen = [leaves_of([a], requires_grad=i in TRAINED[trained])[0] for i, a in enumerate(args)]
+    out = OPS.moe_experts(*frozen, F64, None)
+    weight = torch.linspace(-1, 1, out.numel(), dtype=F64).view(out.shape)
+    with torch.profiler.profile() as profile:
+        out.backward(weight)
+    for leaf, grad in zip(floating(frozen), expected, strict=True):
+        assert (leaf.grad is not None) == leaf.requires_grad
+        if leaf.grad is not None:
+            torch.testing.assert_close(leaf.grad, grad)
+    calls = {event.key: event.count for event in profile.key_averages()}
+    outers = {"router": 0, "experts": 4, "down": 1, "biases": 2, "attention": 0}
+    assert calls.get("samoyeds::expert_outer", 0) == outers[trained]
+
+
+def test_projected_rows_are_not_kept():
+    """The gradient of the routing weights is computed without them: [S, H] is the largest of the activations."""
+    function, args = down("")
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.shape) or t, lambda t: t):
+        function(*leaves_of(args))
+    assert torch.Size([8, 4]) in saved and torch.Size([8, 6]) not in saved
+
+
+RUNS = (70, 0, 130, 65, 3, 97)
+"""Rows of experts; most are no multiple of what long runs are taken in."""
+
+
+@pytest.mark.parametrize("separate", [False, True], ids=["stack", "matrices"])
+@pytest.mark.parametrize(("dtype", "after"), itertools.product([torch.bfloat16, torch.float16], [0, 5, 40]))
+def test_long_runs(dtype, after, separate):
+    """Runs go on into rows of others, NaN among them, and the last one into nobody's or is cut."""
+    g = torch.Generator().manual_seed(0)
+    offsets = torch.tensor(RUNS).cumsum(0).to(torch.int32)
+    end = int(offsets[-1])
+    x, grad = randn(g, dtype, end + after, 24), randn(g, dtype, end + after, 16)
+    x[end:] = grad[end:] = x[0] = float("nan")
+    weight = randn(g, dtype, 6, 16, 24)
+    y = OPS.expert_linear(x, list(weight.unbind()) if separate else [weight], offsets, False)
+    x[0] = 0
+    outer = OPS.expert_outer(x, grad, offsets, False)
+    assert y[0].isnan().all() and y[end:].eq(0).all()
+    start = 0
+    for expert, stop in enumerate(offsets.tolist()):
+        rows, grads = x[start:stop].double(), grad[start:stop].double()
+        first = 1 if expert == 0 else 0
+        expected = (rows @ weight[expert].double().t())[first:]
+        torch.testing.assert_close(y[start:stop].double()[first:], expected, rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(outer[expert].double(), grads.t() @ rows, rtol=1e-2, atol=2e-2)
+        start = stop
