@@ -61,8 +61,8 @@ class _DownCombine(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_TH: Tensor) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors
-        saved = _Saved(*tensors[: _FIXED - 1], tensors[_FIXED - 1 :], ctx.weight_layout == "in_out")
+        h, weights, bias, order, slot, expert, offsets, *down = ctx.saved_tensors
+        saved = _Saved(h, weights, bias, order, slot, expert, offsets, down, ctx.weight_layout == "in_out")
         grad_SH = rows.dispatch(grad_TH.to(saved.h_SI.dtype), saved.order_S, saved.slot_TK, saved.offsets_E)
         needs_h, needs_weights, needs_bias, *_ = ctx.needs_input_grad
         grad_h = grad_weights = None
