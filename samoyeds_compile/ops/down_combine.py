@@ -33,6 +33,10 @@ class _Saved(NamedTuple):
     down_E: Sequence[Tensor]
     in_out: bool
 
+    def of_slots(self, rows_TH: Tensor) -> Tensor:
+        """[S, H]: the row of each slot's token."""
+        return rows.dispatch(rows_TH, self.order_S, self.slot_TK, self.offsets_E)
+
     def weight_S1(self) -> Tensor:
         """The routing weight of every slot, as a column."""
         return rows.slot_weights(self.weights_TK, self.order_S, self.offsets_E).unsqueeze(-1)
@@ -63,38 +67,42 @@ class _DownCombine(torch.autograd.Function):
     def backward(ctx: Any, grad_TH: Tensor) -> tuple[Tensor | None, ...]:
         h, weights, bias, order, slot, expert, offsets, *down = ctx.saved_tensors
         saved = _Saved(h, weights, bias, order, slot, expert, offsets, down, ctx.weight_layout == "in_out")
-        grad_SH = rows.dispatch(grad_TH.to(saved.h_SI.dtype), saved.order_S, saved.slot_TK, saved.offsets_E)
+        grad_TH = grad_TH.to(saved.h_SI.dtype)
         needs_h, needs_weights, needs_bias, *_ = ctx.needs_input_grad
         grad_h = grad_weights = None
         if needs_h or needs_weights:
-            back_SI = torch.ops.samoyeds.expert_linear(grad_SH, saved.down_E, saved.offsets_E, not saved.in_out)
+            back_SI = torch.ops.samoyeds.token_linear(
+                grad_TH, saved.order_S, saved.slot_TK, saved.down_E, saved.offsets_E, not saved.in_out
+            )
             grad_h = (back_SI * saved.weight_S1()).to(back_SI.dtype) if needs_h else None
-            grad_weights = _grad_weights(saved, grad_SH, back_SI) if needs_weights else None
-        grad_bias = _grad_bias(saved, grad_SH) if needs_bias else None
-        grads_down = _grads_down(saved, grad_SH, ctx.needs_input_grad[_FIXED:])
+            grad_weights = _grad_weights(saved, grad_TH, back_SI) if needs_weights else None
+        grad_bias = _grad_bias(saved, grad_TH) if needs_bias else None
+        grads_down = _grads_down(saved, grad_TH, ctx.needs_input_grad[_FIXED:])
         return grad_h, grad_weights, grad_bias, *[None] * 5, *grads_down
 
 
-def _grad_weights(saved: _Saved, grad_SH: Tensor, back_SI: Tensor) -> Tensor:
+def _grad_weights(saved: _Saved, grad_TH: Tensor, back_SI: Tensor) -> Tensor:
     dtype = torch.promote_types(saved.h_SI.dtype, saved.weights_TK.dtype)
     dots_S = (back_SI.to(dtype) * saved.h_SI).sum(-1)
     if saved.bias_E is not None:
         bias_SH = rows.expert_rows(saved.bias_E, saved.expert_S, saved.offsets_E)
-        dots_S = dots_S + (grad_SH.to(dtype) * bias_SH).sum(-1)
+        dots_S = dots_S + (saved.of_slots(grad_TH).to(dtype) * bias_SH).sum(-1)
     return rows.of_slots(dots_S, saved.slot_TK, saved.offsets_E).to(saved.weights_TK.dtype)
 
 
-def _grad_bias(saved: _Saved, grad_SH: Tensor) -> Tensor:
+def _grad_bias(saved: _Saved, grad_TH: Tensor) -> Tensor:
     assert saved.bias_E is not None
-    sums_EH = rows.sum_by_expert(grad_SH, saved.offsets_E, saved.weight_S1())
+    sums_EH = rows.sum_by_expert(saved.of_slots(grad_TH), saved.offsets_E, saved.weight_S1())
     return sums_EH.sum_to_size(saved.bias_E.shape).to(saved.bias_E.dtype)
 
 
-def _grads_down(saved: _Saved, grad_SH: Tensor, needed: Sequence[bool]) -> Sequence[Tensor | None]:
+def _grads_down(saved: _Saved, grad_TH: Tensor, needed: Sequence[bool]) -> Sequence[Tensor | None]:
     if not any(needed):
         return [None] * len(needed)
-    weighted_SI = (saved.h_SI * saved.weight_S1()).to(grad_SH.dtype)
-    outer = torch.ops.samoyeds.expert_outer(weighted_SI, grad_SH, saved.offsets_E, saved.in_out)
+    weighted_SI = (saved.h_SI * saved.weight_S1()).to(grad_TH.dtype)
+    outer = torch.ops.samoyeds.token_outer(
+        grad_TH, saved.order_S, saved.slot_TK, weighted_SI, saved.offsets_E, not saved.in_out
+    )
     grad_E = outer.to(saved.down_E[0].dtype)
     grads = [grad_E] if is_stack(saved.down_E) else grad_E.unbind(0)
     return [grad if wanted else None for grad, wanted in zip(grads, needed, strict=True)]

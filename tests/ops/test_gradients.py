@@ -8,7 +8,7 @@ import itertools
 import pytest
 import torch
 
-import samoyeds_compile.ops  # noqa: F401
+from samoyeds_compile.ops import token_products
 from samoyeds_compile.sparsity import PackedTensor, SparsityConfig, best_mask
 from tests.ops.operands import floating, leaves_of, operands, randn, results
 
@@ -87,6 +87,20 @@ def outer():
     return lambda x, grad: OPS.expert_outer(x, grad, offsets, False), [h, grad]
 
 
+def token_linear():
+    order, slot, _, offsets = stage_operands()[9]
+    g, owned = torch.Generator().manual_seed(2), int(offsets[-1])
+    x, weight = randn(g, F64, 4, 6), randn(g, F64, 5, 3, 6)
+    return lambda x, weight: OPS.token_linear(x, order, slot, [weight], offsets, False)[:owned], [x, weight]
+
+
+def token_outer():
+    order, slot, _, offsets = stage_operands()[9]
+    g = torch.Generator().manual_seed(2)
+    args = [randn(g, F64, 4, 6), randn(g, F64, 8, 3)]
+    return lambda x, grad: OPS.token_outer(x, order, slot, grad, offsets, True), args
+
+
 def batched():
     _, _, gate, up, down, up_bias, down_bias, tail, *_ = stage_operands()
     x = randn(torch.Generator().manual_seed(3), F64, 5, 2, 6)
@@ -128,6 +142,8 @@ CASES = {
     "combine": combine,
     "expert_linear": linear,
     "expert_outer": outer,
+    "token_linear": token_linear,
+    "token_outer": token_outer,
 }
 
 
@@ -151,6 +167,16 @@ def test_gradcheck(case):
     assert torch.autograd.gradcheck(of_tensors, inputs)
 
 
+@pytest.mark.parametrize("case", [token_linear, token_outer])
+def test_opcheck(case):
+    order, slot, _, offsets = stage_operands()[9]
+    x, other = leaves_of(case()[1])
+    if case is token_linear:
+        torch.library.opcheck(OPS.token_linear.default, (x, order, slot, [other], offsets, False))
+    else:
+        torch.library.opcheck(OPS.token_outer.default, (x, order, slot, other, offsets, True))
+
+
 TRAINED = {"router": (2,), "experts": (3, 4, 5, 6, 7, 8), "down": (5,), "biases": (7, 8), "attention": (0,)}
 """Operands of `moe_experts` that get gradients; LoRA beside frozen experts is ``attention``."""
 
@@ -172,7 +198,7 @@ def test_frozen_operands(trained, separate):
             torch.testing.assert_close(leaf.grad, grad)
     calls = {event.key: event.count for event in profile.key_averages()}
     outers = {"router": 0, "experts": 4, "down": 1, "biases": 2, "attention": 0}
-    assert calls.get("samoyeds::expert_outer", 0) == outers[trained]
+    assert sum(calls.get(f"samoyeds::{op}", 0) for op in ("expert_outer", "token_outer")) == outers[trained]
 
 
 def test_projected_rows_are_not_kept():
@@ -182,6 +208,37 @@ def test_projected_rows_are_not_kept():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.shape) or t, lambda t: t):
         function(*leaves_of(args))
     assert torch.Size([8, 4]) in saved and torch.Size([8, 6]) not in saved
+
+
+def test_tokens_are_kept_and_not_a_row_for_each_of_their_experts():
+    function, args = up("")
+    plain, saved = args[:1] + args[2:], []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.shape) or t, lambda t: t):
+        (lambda x, *more: function(x, None, *more))(*leaves_of(plain))
+    assert torch.Size([4, 6]) in saved and torch.Size([8, 6]) not in saved
+
+
+@pytest.mark.parametrize("separate", [False, True], ids=["stack", "matrices"])
+@pytest.mark.parametrize("in_out", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_tokens_gathered_an_expert_at_a_time(dtype, in_out, separate, monkeypatch):
+    """The same as with all rows gathered at once: sentinels, an expert without rows, long runs."""
+    g = torch.Generator().manual_seed(0)
+    ids = torch.randint(-1, 4, (150, 2), generator=g)
+    ids[ids == 2] = 7
+    order, slot, _, offsets = OPS.route(ids, 4)
+    x, grad = randn(g, dtype, 150, 24), randn(g, dtype, 300, 16)
+    weight = randn(g, dtype, 4, *((24, 16) if in_out else (16, 24)))
+    weights, rows = list(weight.unbind()) if separate else [weight], x[order // 2]
+
+    def both():
+        linear = OPS.token_linear(x, order, slot, weights, offsets, in_out)
+        return linear[: int(offsets[-1])], OPS.token_outer(x, order, slot, grad, offsets, in_out)
+
+    at_once = OPS.expert_linear(rows, weights, offsets, in_out), OPS.expert_outer(rows, grad, offsets, in_out)
+    monkeypatch.setattr(token_products, "_AT_ONCE", 0)
+    for mine, theirs in zip(both(), (at_once[0][: int(offsets[-1])], at_once[1]), strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 RUNS = (70, 0, 130, 65, 3, 97)
