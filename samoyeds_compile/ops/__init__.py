@@ -1,8 +1,8 @@
 """The ``samoyeds::`` operators.
 
 Canonical: `moe_experts`; `experts_batched` for rows that are already dispatched; `router`. Stages: `route`,
-`expert_up`, `expert_down` (`expert_project` and `combine`). Building blocks: `expert_linear`, `packed`,
-`sparse_experts`, `dense_experts`, `gpu_experts`.
+`expert_up`, `expert_down` (`expert_project` and `combine`). Building blocks: `expert_linear`, `token_products`,
+`packed`, `sparse_experts`, `dense_experts`, `gpu_experts`.
 Importing this package registers them all. ``T`` tokens, ``K`` experts a token, ``S = T * K`` slots (a token at one of
 its experts), ``E`` experts, ``C`` rows an expert, ``H`` hidden size, ``I`` expert width; a name such as ``x_TH`` says
 the shape, and of a list of weights (see `operands`) what it is as a stack.
@@ -24,6 +24,7 @@ from samoyeds_compile.ops import (
     route,
     router,
     sparse_experts,
+    token_products,
 )
 
 __all__ = [
@@ -42,4 +43,5 @@ __all__ = [
     "route",
     "router",
     "sparse_experts",
+    "token_products",
 ]

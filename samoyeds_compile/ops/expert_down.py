@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from samoyeds_compile.ops import rows
+from samoyeds_compile.ops.down_combine import down_combine
 from samoyeds_compile.ops.expert_up import biased_linear
 from samoyeds_compile.ops.library import define_composite
 
@@ -40,8 +41,12 @@ def expert_down(
     Returns:
         [T, H].
     """
-    y_SH = expert_project(h_SI, expert_S, offsets_E, down_E, down_bias_E, weight_layout, compute_dtype)
-    return combine(y_SH, order_S, slot_TK, offsets_E, expert_weights_TK, out_dtype)
+    if expert_weights_TK is None:
+        y_SH = expert_project(h_SI, expert_S, offsets_E, down_E, down_bias_E, weight_layout, compute_dtype)
+        return combine(y_SH, order_S, slot_TK, offsets_E, None, out_dtype)
+    plan = (order_S, slot_TK, expert_S, offsets_E)
+    out_TH = down_combine(h_SI.to(compute_dtype), *plan, down_E, down_bias_E, expert_weights_TK, weight_layout)
+    return out_TH if out_dtype is None else out_TH.to(out_dtype)
 
 
 def expert_project(

@@ -15,9 +15,17 @@ from torch import Tensor
 
 from samoyeds_compile.ops.library import bad_operand, define_opaque, register_autograd
 from samoyeds_compile.ops.operands import check_weights, in_width, is_stack, num_experts, out_width
+from samoyeds_compile.ops.token_rows import TokenRows
+
+Rows = Tensor | TokenRows
 
 _CALL_COST = 4
 """What one call an expert costs, in units of what ``torch._grouped_mm`` spends on an expert without rows (~1.4 us)."""
+_STEP, _SHORT = 32, 64
+"""On CPU oneDNN makes a kernel for every number of rows, for about a millisecond each, and routing gives new numbers in
+every step. So runs of rows longer than the second are taken in multiples of the first, of which there are few."""
+_ONEDNN = (torch.bfloat16, torch.float16)
+"""Dtypes whose products oneDNN computes."""
 _GROUPED_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _ALIGNMENT = 16
 """Bytes to which ``torch._grouped_mm`` wants rows and base addresses aligned."""
@@ -44,13 +52,13 @@ def expert_linear(x_SI: Tensor, weights: Sequence[Tensor], offsets_E: Tensor, in
     """
     _check_linear(x_SI, weights, offsets_E, in_out)
     if not is_stack(weights):
-        return _linear_by_expert(x_SI, weights, offsets_E.tolist(), in_out)
+        return linear_by_expert(x_SI, weights, offsets_E.tolist(), in_out)
     weight_E = weights[0]
     if x_SI.device.type == "cpu":
         return _linear_cpu(x_SI, weight_E, offsets_E, in_out)
     if _grouped_mm_takes(x_SI, weight_E):
         return torch._grouped_mm(x_SI.contiguous(), _matrices(weight_E, in_out), offs=offsets_E)
-    return _linear_by_expert(x_SI, weight_E, offsets_E.tolist(), in_out)
+    return linear_by_expert(x_SI, weight_E, offsets_E.tolist(), in_out)
 
 
 def expert_outer(x_SI: Tensor, grad_SO: Tensor, offsets_E: Tensor, in_out: bool) -> Tensor:
@@ -62,11 +70,20 @@ def expert_outer(x_SI: Tensor, grad_SO: Tensor, offsets_E: Tensor, in_out: bool)
     left, right = (x_SI, grad_SO) if in_out else (grad_SO, x_SI)
     if x_SI.device.type != "cpu" and _grouped_mm_takes(x_SI, grad_SO):
         return torch._grouped_mm(left.contiguous().t(), right.contiguous(), offs=offsets_E)
-    ends = offsets_E.tolist()
-    make = x_SI.new_empty if len(set(ends) - {0}) == len(ends) else x_SI.new_zeros  # zeros for experts without rows
-    out = make((len(ends), left.shape[1], right.shape[1]))
+    return outer_by_expert(x_SI, grad_SO, offsets_E.tolist(), in_out)
+
+
+def outer_by_expert(x_SI: Rows, grad_SO: Tensor, ends: list[int], in_out: bool) -> Tensor:
+    """One product for each expert that has rows."""
+    left, right = (x_SI, grad_SO) if in_out else (grad_SO, x_SI)
+    out = x_SI.new_empty(len(ends), left.shape[1], right.shape[1])
+    if len(set(ends) - {0}) < len(ends):
+        out.zero_()  # for experts without rows
     for expert, start, end in _runs(ends):
-        torch.mm(left[start:end].t(), right[start:end], out=out[expert])
+        a, b = left[start:end], right[start:end]
+        if _is_costly(x_SI, start, end):
+            a, b = _with_zero_rows(a), _with_zero_rows(b)
+        torch.mm(a.t(), b, out=out[expert])
     return out
 
 
@@ -75,8 +92,10 @@ def _linear_cpu(x_SI: Tensor, weight_E: Tensor, offsets_E: Tensor, in_out: bool)
     ends = offsets_E.tolist()
     active = len(set(ends) - {0})
     mostly_single = _mv_is_faster(x_SI, in_out) and ends[-1] < 2 * active
-    if mostly_single or (active - 1) * _CALL_COST <= len(ends) or not _grouped_mm_takes(x_SI, weight_E):
-        return _linear_by_expert(x_SI, weight_E, ends, in_out)
+    costly = any(_is_costly(x_SI, start, end) for _, start, end in _runs(ends))
+    one_call_each = mostly_single or costly or (active - 1) * _CALL_COST <= len(ends)
+    if one_call_each or not _grouped_mm_takes(x_SI, weight_E):
+        return linear_by_expert(x_SI, weight_E, ends, in_out)
     out_SO = torch._grouped_mm(x_SI.contiguous(), _matrices(weight_E, in_out), offs=offsets_E)
     return _zero_after(out_SO, ends[-1])
 
@@ -88,10 +107,11 @@ def _zero_after(out_SO: Tensor, end: int) -> Tensor:
     return out_SO
 
 
-def _linear_by_expert(x_SI: Tensor, matrices: Tensor | Sequence[Tensor], ends: list[int], in_out: bool) -> Tensor:
+def linear_by_expert(x_SI: Rows, matrices: Tensor | Sequence[Tensor], ends: list[int], in_out: bool) -> Tensor:
+    """One product for each expert that has rows."""
     out_SO = x_SI.new_empty(x_SI.shape[0], matrices[0].shape[1 if in_out else 0])
     use_mv = _mv_is_faster(x_SI, in_out)
-    for expert, start, end in _runs(ends):
+    for expert, start, end in _runs_of_few_lengths(x_SI, ends):
         matrix = matrices[expert]
         if matrix.dtype != x_SI.dtype:
             matrix = matrix.to(x_SI.dtype)
@@ -102,7 +122,7 @@ def _linear_by_expert(x_SI: Tensor, matrices: Tensor | Sequence[Tensor], ends: l
     return _zero_after(out_SO, ends[-1])
 
 
-def _mv_is_faster(x_SI: Tensor, in_out: bool) -> bool:
+def _mv_is_faster(x_SI: Rows, in_out: bool) -> bool:
     """On CPU a bf16 matrix-vector product takes 0.7 of the time of an mm of one row; for other dtypes it is slower."""
     return x_SI.dtype == torch.bfloat16 and not in_out and x_SI.device.type == "cpu"
 
@@ -114,6 +134,33 @@ def _runs(ends: list[int]) -> Iterator[tuple[int, int, int]]:
         if end > start:
             yield expert, start, end
             start = end
+
+
+def _is_costly(rows: Rows, start: int, end: int) -> bool:
+    """Whether a product over as many rows may make a kernel first."""
+    return end - start > _SHORT and rows.dtype in _ONEDNN and rows.device.type == "cpu"
+
+
+def _runs_of_few_lengths(rows: Rows, ends: list[int]) -> Iterator[tuple[int, int, int]]:
+    """`_runs`; costly ones go on to a multiple of `_STEP`, into rows of later experts, which write them later.
+
+    Where there are no rows to go on into, a run is cut at such a multiple.
+    """
+    for expert, start, end in _runs(ends):
+        more = -(end - start) % _STEP
+        if not _is_costly(rows, start, end):
+            yield expert, start, end
+        elif end + more <= rows.shape[0]:
+            yield expert, start, end + more
+        else:
+            middle = end + more - _STEP
+            yield expert, start, middle
+            yield expert, middle, end
+
+
+def _with_zero_rows(rows: Tensor) -> Tensor:
+    """Rows up to a multiple of `_STEP`; those added are zero."""
+    return torch.nn.functional.pad(rows, (0, 0, 0, -rows.shape[0] % _STEP))
 
 
 def _matrices(weight_E: Tensor, in_out: bool) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from samoyeds_codegen import expr
 from samoyeds_compile.ops.library import define_composite
 from samoyeds_compile.ops.operands import WEIGHT_LAYOUTS, check_bias, check_choice, check_gate
-from samoyeds_compile.ops.rows import dispatch, dispatch_weighted, expert_rows
+from samoyeds_compile.ops.rows import dispatch_weighted, expert_rows
 
 
 def expert_up(
@@ -48,13 +48,21 @@ def expert_up(
         [S, I] (or [S, 2I] for activation ``"x"`` over packed weights), rows in slot order.
     """
     check_gate("expert_up", gate_E, gate_up_layout)
+    check_choice("expert_up", "weight_layout", weight_layout, WEIGHT_LAYOUTS)
+    in_out, linear = weight_layout == "in_out", torch.ops.samoyeds.expert_linear
     if expert_weights_TK is None:
-        x_SH = dispatch(x_TH.to(compute_dtype), order_S, slot_TK, offsets_E)
+        rows: tuple[Tensor, ...] = (x_TH.to(compute_dtype), order_S, slot_TK)
+        linear = torch.ops.samoyeds.token_linear
     else:
-        x_SH = dispatch_weighted(x_TH, expert_weights_TK, order_S, slot_TK, offsets_E).to(compute_dtype)
-    z = biased_linear(x_SH, up_E, up_bias_E, expert_S, offsets_E, weight_layout)
+        rows = (dispatch_weighted(x_TH, expert_weights_TK, order_S, slot_TK, offsets_E).to(compute_dtype),)
+
+    def project(weight_E: Sequence[Tensor], bias_E: Tensor | None) -> Tensor:
+        y_S = linear(*rows, weight_E, offsets_E, in_out)
+        return add_bias(y_S, weight_E, bias_E, expert_S, offsets_E, in_out)
+
+    z = project(up_E, up_bias_E)
     if gate_E:
-        gate = biased_linear(x_SH, gate_E, gate_bias_E, expert_S, offsets_E, weight_layout)
+        gate = project(gate_E, gate_bias_E)
         return expr.evaluate(activation, {"gate": gate, "up": z})  # type: ignore[no-any-return]
     return expr.evaluate(activation, split_gate(z, gate_up_layout))  # type: ignore[no-any-return]
 
@@ -70,10 +78,18 @@ def biased_linear(
     """One projection of all experts, with its bias."""
     check_choice("expert_linear", "weight_layout", weight_layout, WEIGHT_LAYOUTS)
     in_out = weight_layout == "in_out"
-    if bias_E is not None:
-        check_bias("expert_linear", bias_E, weight_E, in_out)
-    y_S: Tensor = torch.ops.samoyeds.expert_linear(x_S, weight_E, offsets_E, in_out)
-    return y_S if bias_E is None else (y_S + expert_rows(bias_E, expert_S, offsets_E)).to(y_S.dtype)
+    y_S = torch.ops.samoyeds.expert_linear(x_S, weight_E, offsets_E, in_out)
+    return add_bias(y_S, weight_E, bias_E, expert_S, offsets_E, in_out)
+
+
+def add_bias(
+    y_S: Tensor, weight_E: Sequence[Tensor], bias_E: Tensor | None, expert_S: Tensor, offsets_E: Tensor, in_out: bool
+) -> Tensor:
+    """The rows plus the bias of their experts, in the dtype of the rows."""
+    if bias_E is None:
+        return y_S
+    check_bias("expert_linear", bias_E, weight_E, in_out)
+    return (y_S + expert_rows(bias_E, expert_S, offsets_E)).to(y_S.dtype)
 
 
 def split_gate(z_S: Tensor, gate_up_layout: str) -> dict[str, Tensor]:

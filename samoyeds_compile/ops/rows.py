@@ -122,8 +122,7 @@ class _ExpertRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_SO: Tensor) -> tuple[Tensor, None, None]:
         (offsets_E,) = ctx.saved_tensors
-        ones = grad_SO.new_ones(grad_SO.shape[0], 16 // grad_SO.element_size())  # the narrowest aligned matrix
-        return torch.ops.samoyeds.expert_outer(ones, grad_SO, offsets_E, False)[..., 0], None, None
+        return sum_by_expert(grad_SO, offsets_E, grad_SO.new_ones(grad_SO.shape[0], 1)), None, None
 
 
 def dispatch(x_TH: Tensor, order_S: Tensor, slot_TK: Tensor, offsets_E: Tensor) -> Tensor:
@@ -156,3 +155,21 @@ def _dots(rows_SH: Tensor, tokens_TH: Tensor, order_S: Tensor, slot_TK: Tensor, 
 def expert_rows(table_EO: Tensor, expert_S: Tensor, offsets_E: Tensor) -> Tensor:
     """[S, O]: the row of each slot's expert (a bias)."""
     return _ExpertRows.apply(table_EO, expert_S, offsets_E)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def sum_by_expert(rows_SO: Tensor, offsets_E: Tensor, weight_S1: Tensor) -> Tensor:
+    """[E, O]: the weighted sum of each expert's rows."""
+    narrowest = 16 // rows_SO.element_size()  # of the matrices that are aligned
+    weights = weight_S1.to(rows_SO.dtype).expand(-1, narrowest)
+    return torch.ops.samoyeds.expert_outer(weights, rows_SO, offsets_E, False)[..., 0]  # type: ignore[no-any-return]
+
+
+def slot_weights(weights_TK: Tensor, order_S: Tensor, offsets_E: Tensor) -> Tensor:
+    """[S]: the routing weight of every slot, 0 where it belongs to nobody."""
+    owned_S = torch.arange(order_S.shape[0], device=order_S.device) < offsets_E[-1]
+    return torch.where(owned_S, weights_TK.reshape(-1)[order_S], 0)
+
+
+def of_slots(values_S: Tensor, slot_TK: Tensor, offsets_E: Tensor) -> Tensor:
+    """[T, K]: the value of each token's slots, 0 where they belong to nobody."""
+    return torch.where(slot_TK < offsets_E[-1], values_S[slot_TK], 0)

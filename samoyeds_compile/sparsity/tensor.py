@@ -425,6 +425,10 @@ def _expert_linear(x: Tensor, weights: Sequence[Any], offsets: Tensor, in_out: b
     return _packed_product(x, weights[0], offsets, in_out) if single else None
 
 
+def _token_linear(x: Tensor, order: Tensor, slot: Tensor, weights: Sequence[Any], offsets: Tensor, in_out: bool) -> Any:
+    return _expert_linear(x[order // max(slot.shape[1], 1)], weights, offsets, in_out)
+
+
 def _packed_product(x: Tensor, weight: PackedTensor, offsets: Tensor, in_out: bool) -> Tensor | None:
     form = weight.form
     if form.interleaved or x.dim() != 2 or weight.dim() != 3:
@@ -441,4 +445,5 @@ _GROUPED: dict[str, Callable[..., Any]] = {
     "aten::_grouped_mm": _grouped_mm,
     "transformers::grouped_mm_fallback": _grouped_mm,
     "samoyeds::expert_linear": _expert_linear,
+    "samoyeds::token_linear": _token_linear,
 }
