@@ -131,7 +131,7 @@ CASES = {
     "moe_experts input": canonical(OPS.moe_experts, weighting="input"),
     "experts_gathered": canonical(OPS.experts_gathered),
     "experts_dense": canonical(OPS.experts_dense),
-    "experts_triton": canonical(OPS.experts_triton),
+    "experts_gpu": canonical(OPS.experts_gpu),
     "experts_packed": packed,
     "experts_batched": batched,
     "expert_up": lambda: up(""),
