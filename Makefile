@@ -72,6 +72,7 @@ bench: $(STAMP) ## Run the benchmarks; results go to benchmarks/results (some ho
 	@$(PY) -m benchmarks.cpu.peak
 	@$(PY) -m benchmarks.generate
 	@$(PY) -m benchmarks.quality
+	@$(PY) -m benchmarks.page
 
 docs: $(STAMP) ## Build the site of the guide into site/ (installs mkdocs)
 	@$(PY) -m pip install -qq --disable-pip-version-check "mkdocs-material>=9.6" "mkdocstrings[python]>=0.29"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from samoyeds_compile.graph.values import ValueGraph
     from samoyeds_compile.lower.kernels import KernelChoice
     from samoyeds_compile.match.region import Family, MoERegion
+    from samoyeds_compile.report.layouts import LayoutReport
     from samoyeds_compile.report.model import BlockReport, GraphReport
 
     Match = tuple[MoERegion, BlockReport]
@@ -133,7 +134,10 @@ def optimize(
             if options.fuse_routers or (options.fuse_routers is None and not torch.is_grad_enabled()):
                 steps.run("routers", fuse_routers, sound, options, edits=True)
         if any(block.rewritten for block in steps.report.blocks):  # integrations write canonical ops themselves
+            steps.report.layouts = steps.run("layouts", plan_layouts, gm, options.layouts)
             steps.kernels(steps.run("lower", lower_blocks, gm, options, edits=True))
+            if options.profile_ranges:
+                steps.run("ranges", mark_blocks, gm, steps.report, edits=True)
     trace_report(steps.report)
     _log(steps.report)
     return steps.report
@@ -214,6 +218,14 @@ def fuse_routers(matches: Sequence[Match], options: Options) -> None:
     driver.fuse_routers(allowed, options.validate, everywhere=options.fuse_routers is True)
 
 
+def plan_layouts(gm: fx.GraphModule, choice: str) -> list[LayoutReport]:
+    """Choose the layouts of every block that a kernel computes; the lowering reads them."""
+    from samoyeds_compile.graph.values import graph_modules
+    from samoyeds_compile.layout.propagate import propagate_layouts
+
+    return [report for module in graph_modules(gm) for report in propagate_layouts(module, choice)]
+
+
 def lower_blocks(gm: fx.GraphModule, options: Options | None = None) -> list[KernelChoice]:
     """Lower every canonical op to its stages or a kernel; says how each block is computed."""
     from samoyeds_compile.graph.values import graph_modules
@@ -221,6 +233,15 @@ def lower_blocks(gm: fx.GraphModule, options: Options | None = None) -> list[Ker
 
     triton, measure = (options.triton, options.mode.startswith("max-autotune")) if options else (None, False)
     return [choice for module in graph_modules(gm) for choice in lower_experts(module, triton, measure)]
+
+
+def mark_blocks(gm: fx.GraphModule, report: GraphReport) -> None:
+    """Surround every rewritten block by a range of the profiler."""
+    from samoyeds_compile.graph.values import graph_modules
+    from samoyeds_compile.lower.ranges import add_ranges
+
+    for module in graph_modules(gm):
+        add_ranges(module, report.blocks)
 
 
 def _log(report: GraphReport) -> None:

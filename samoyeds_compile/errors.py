@@ -37,3 +37,7 @@ class DistributedError(SamoyedsError, RuntimeError):
 
 class CheckpointError(SamoyedsError, ValueError):
     """A file of packed weights that is damaged, of another version, or of another model."""
+
+
+class LayoutError(SamoyedsError, ValueError):
+    """A layout, or the declaration of an op's layouts, makes no sense."""

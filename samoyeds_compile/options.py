@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from samoyeds_compile.report.model import GraphReport
 
 BASES = ("inductor", "aot_eager", "eager")
+LAYOUTS = ("cheapest", "token_major", "dearest")
 ENVIRONMENT_PREFIX = "SAMOYEDS_"
 
 
@@ -35,10 +36,13 @@ class Options:
             in inference on a CPU, where that op is C++.
         triton: compute experts on CUDA devices by generated Triton kernels in inference; None: with packed weights,
             which would be unpacked in every call otherwise. Dense kernels were not timed yet.
+        layouts: how rows lie inside kernels for CPUs: ``cheapest`` (see docs/layouts.md), or, to measure that against,
+            ``token_major`` (one order everywhere) or ``dearest``.
         disable: names of families that must not match, comma separated in the environment.
         capture: let Dynamo trace ``nonzero``, ``x[mask]`` and ``tolist()`` where that makes a block rewritable (see
             `samoyeds_compile.capture`); other code is traced as it is without us. False: Dynamo's own settings decide.
         dump: folder that receives every graph before and after as runnable Python, and ``report.json``.
+        profile_ranges: surround each rewritten block by a range of the profiler with its module and kernel.
         report: called with the `GraphReport` of every graph compiled; a `samoyeds_compile.Report` collects them.
         grouped_mm: grouped matrix products of other libraries, by operator name, and the role of each of their
             parameters, in order: ``{"mylib::gmm": "input weight sizes transposed"}``. Roles are ``input`` [S, in],
@@ -54,9 +58,11 @@ class Options:
     validate: bool = True
     fuse_routers: bool | None = None
     triton: bool | None = None
+    layouts: str = "cheapest"
     disable: tuple[str, ...] = ()
     capture: bool = True
     dump: Path | None = None
+    profile_ranges: bool = False
     report: Callable[[GraphReport], None] | None = None
     grouped_mm: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     inductor: Mapping[str, Any] = field(default_factory=dict)
@@ -131,6 +137,12 @@ def _parse_base(what: str, value: Any) -> str:
     return str(value)
 
 
+def _parse_layouts(what: str, value: Any) -> str:
+    if value not in LAYOUTS:
+        raise _bad(what, value, f"one of {', '.join(LAYOUTS)}")
+    return str(value)
+
+
 def _parse_mode(what: str, value: Any) -> str:
     import torch._inductor
 
@@ -195,9 +207,11 @@ _PARSERS: Mapping[str, Callable[[str, Any], Any]] = {
     "validate": _parse_bool,
     "fuse_routers": _parse_bool,
     "triton": _parse_bool,
+    "layouts": _parse_layouts,
     "disable": _parse_names,
     "capture": _parse_bool,
     "dump": _parse_path,
+    "profile_ranges": _parse_bool,
     "report": _parse_callable,
     "grouped_mm": _parse_grouped,
 }

@@ -70,7 +70,9 @@ def emit_region(region: MoERegion, graph: fx.Graph, node_of: NodeOf) -> fx.Node:
         node_of: the node that holds each of the region's inputs in ``graph``.
     """
     emitter = _Emitter(region, graph, node_of)
-    if region.expert_ids is None:
+    if region.offsets is not None:
+        return emitter.sorted()
+    if region.batched:
         return emitter.batched()
     if region.carried_activation is None and region.carried_post is None:
         return emitter.finished(emitter.canonical())
@@ -124,6 +126,14 @@ class _Emitter:
         if linear is None or linear.transposed == self.region.up.transposed:
             return nodes
         return [self.call(torch.transpose, node, -2, -1) for node in nodes]
+
+    def sorted(self) -> fx.Node:
+        region, stored = self.region, map(self.weights, (self.region.gate, self.region.up, self.region.down))
+        return self.call(
+            torch.ops.samoyeds.experts_sorted.default,
+            self.operand(region.x), self.operand(region.offsets), *stored, region.activation, region.gate_up_layout,
+            region.weight_layout, region.up.compute_dtype, region.output.dtype,
+        )  # fmt: skip
 
     def batched(self) -> fx.Node:
         region, source, axis = self.region, self.region.x, self.region.expert_axis

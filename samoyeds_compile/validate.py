@@ -78,7 +78,7 @@ def structure_key(region: MoERegion, fragment: Fragment) -> str:
     lines = [_show_input(value) for value in fragment.inputs]
     lines += [f"{step} {step.shape} {step.value.dtype}" for step in fragment.steps]
     lines += [show((p.weights, p.bias, p.transposed, p.compute_dtype)) for p in region.projections]
-    operands = (region.x, region.expert_ids, region.expert_weights, region.base, region.output)
+    operands = (region.x, region.expert_ids, region.expert_weights, region.offsets, region.base, region.output)
     carried = (region.carried_activation, region.carried_post)
     options = (
         region.family, region.top_k, region.num_experts, region.gate is None, region.activation, region.gate_up_layout,

@@ -292,7 +292,7 @@ def test_disabled_family() -> None:
 
 
 def test_every_family_can_be_disabled() -> None:
-    names = ("grouped", "gathered", "written", "dispatched")
+    names = ("grouped", "gathered", "written", "dispatched", "sorted_rows")
     assert tuple(f.name for f in FAMILIES) == names
     assert Options.from_call(options={"disable": ",".join(names)}).disable == names
     forward, report = compiled(moe(), disable=names)

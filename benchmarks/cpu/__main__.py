@@ -38,8 +38,9 @@ from benchmarks.cpu.point import inputs_of, measure_point
 from benchmarks.cpu.results import Results, ResumeError
 from benchmarks.cpu.shapes import DENSE, PATTERNS, SHAPES, TOKENS, build, references
 from benchmarks.cpu.tables import markdown, tables
-from benchmarks.cpu.timing import QUIET, Flush
+from benchmarks.cpu.timing import QUIET
 from samoyeds_codegen.cpp.isa import usable_isas
+from samoyeds_compile.layout.cold import Flush
 
 QUICK = {
     "shapes": ["mixtral", "qwen3"], "patterns": [DENSE, "2:4", "1:2:32"], "tokens": [1, 16, 256], "threads": [1],

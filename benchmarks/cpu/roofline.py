@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.cpu.timing import MIB, Usage, cache_bytes
+from benchmarks.cpu.timing import Usage
 from samoyeds_codegen.build import Source, load
 from samoyeds_codegen.cpp.isa import usable_isas
+from samoyeds_compile.layout.cold import MIB, cache_bytes
 
 REPEATS = 15
 

@@ -11,29 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-MIB = 2**20
 LEAST, MOST = 5, 40
 """Rounds of a point."""
 QUIET = 0.05
 """Share of all cores that others may use in a round, where several threads are timed by the clock on the wall."""
-
-
-def cache_bytes() -> int:
-    """Size of the last-level cache; 64 MiB where the system does not say."""
-    texts = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
-    return max([int(text.rstrip("K")) * 1024 for text in texts if text.endswith("K")], default=64 * MIB)
-
-
-class Flush:
-    """Call it to read as much memory as the last-level cache holds, 64 MiB to 1 GiB, as other layers would."""
-
-    def __init__(self) -> None:
-        self._memory = torch.zeros(min(max(cache_bytes(), 64 * MIB), 1024 * MIB) // 4)
-
-    def __call__(self) -> None:
-        self._memory.sum()
 
 
 @dataclass(frozen=True)

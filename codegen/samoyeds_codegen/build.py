@@ -15,17 +15,21 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from samoyeds_codegen.errors import CacheError, CompilationError, CompilerNotFoundError
+from samoyeds_codegen.files import UNFINISHED
 
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
 DIRECTORY_VARIABLE = "SAMOYEDS_CACHE_DIR"
 HASH = "kernel.sha256"
 """The file of an entry that has the hash of its result."""
+LOG = "kernel.log"
+"""The file of an entry that says how its result was made."""
 SECONDS = 120
 """After this long a compiler is taken to hang."""
 
@@ -57,20 +61,31 @@ def load(source: Source) -> ctypes.CDLL:
         raise CompilationError(f"{entry / 'kernel.so'} cannot be loaded: {error}") from error
 
 
+def compile_log(library: ctypes.CDLL) -> str:
+    """How a library of `load` was compiled: compiler, flags, seconds, messages; empty if its entry is gone."""
+    try:
+        return Path(library._name).with_name(LOG).read_text()
+    except OSError:
+        return ""
+
+
 def load_all(sources: list[Source]) -> list[ctypes.CDLL]:
     """Several libraries, compiled at the same time."""
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         return list(pool.map(load, sources))
 
 
-def cache_directory() -> Path:
-    """Where compiled kernels are: ``$SAMOYEDS_CACHE_DIR``, or a folder in the user's cache.
+def cache_directory(of: str = "kernels") -> Path:
+    """A folder in ``$SAMOYEDS_CACHE_DIR``, or else in the user's cache.
+
+    Args:
+        of: what it holds: compiled ``kernels``, or what was learned of ``devices``, which no hash vouches for.
 
     Raises:
         CacheError: it cannot be made, or others may write to it.
     """
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    path = Path(os.environ.get(DIRECTORY_VARIABLE) or Path(home) / "samoyeds") / "kernels"
+    path = Path(os.environ.get(DIRECTORY_VARIABLE) or Path(home) / "samoyeds") / of
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = path.stat()
@@ -134,7 +149,7 @@ def entries() -> list[Entry]:
     Raises:
         CacheError: there is no folder, or others may write to it.
     """
-    return [Entry(path) for path in sorted(cache_directory().iterdir()) if not path.name.startswith("making-")]
+    return [Entry(path) for path in sorted(cache_directory().iterdir()) if not path.name.startswith(UNFINISHED)]
 
 
 @dataclass(frozen=True)
@@ -180,7 +195,8 @@ def _compiler_of_inductor() -> str:
 
 
 def _key(source: Source, compiler: Compiler) -> str:
-    parts = (source.text, *FLAGS, *source.flags, compiler.command, compiler.version)
+    # The name of the log stands for what an entry holds: entries of earlier versions have none.
+    parts = (source.text, *FLAGS, *source.flags, compiler.command, compiler.version, LOG)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
@@ -218,7 +234,7 @@ def _hash(path: Path) -> str:
 
 def _make(entry: Path, result: str, fill: Callable[[Path], None]) -> None:
     """Fill a folder of its own, and rename it to ``entry``; another process may do the same and be first."""
-    with tempfile.TemporaryDirectory(dir=entry.parent, prefix="making-", ignore_cleanup_errors=True) as scratch:
+    with tempfile.TemporaryDirectory(dir=entry.parent, prefix=UNFINISHED, ignore_cleanup_errors=True) as scratch:
         made = Path(scratch) / "entry"
         made.mkdir(mode=0o700)
         fill(made)
@@ -235,13 +251,32 @@ def _make(entry: Path, result: str, fill: Callable[[Path], None]) -> None:
 def _compile_into(folder: Path, source: Source, compiler: Compiler) -> None:
     text, library = folder / "kernel.cpp", folder / "kernel.so"
     text.write_text(source.text)
-    _compile([*compiler.words, str(text), *FLAGS, *source.flags, "-o", str(library)])
+    command = [*compiler.words, str(text), *FLAGS, *source.flags, "-o", str(library)]
+    start = time.perf_counter()
+    said = _compile(command)
+    seconds, shown = time.perf_counter() - start, [word.removeprefix(f"{folder}/") for word in command]
+    (folder / LOG).write_text(log_text(compiler.version, shown, seconds, said))
 
 
-def _compile(command: list[str]) -> None:
+def log_text(compiler: str, command: list[str], seconds: float, said: str) -> str:
+    """A log, for people.
+
+    Args:
+        compiler: which, and its version; the first line counts.
+        command: with all flags.
+        seconds: that it took.
+        said: by the compiler; often nothing.
+    """
+    lines = (compiler.partition("\n")[0], shlex.join(command), f"{seconds:.2f} s", said.strip() or "no messages")
+    return "\n".join(lines) + "\n"
+
+
+def _compile(command: list[str]) -> str:
+    """Run a compiler; what it says."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     except (OSError, subprocess.SubprocessError) as error:
         raise CompilationError(f"{' '.join(command)}: {error}") from error
     if done.returncode:
         raise CompilationError(f"{' '.join(command)}:\n{done.stderr}")
+    return done.stdout + done.stderr

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Annotated
 
 import torch
 import typer
@@ -18,7 +19,8 @@ from samoyeds_codegen import build
 from samoyeds_codegen.cpp import isa, ops
 from samoyeds_codegen.cpp.spec import DTYPES
 from samoyeds_codegen.errors import KernelError
-from samoyeds_compile.cli.output import AsJson, show
+from samoyeds_compile.cli.output import AsJson, fail, show
+from samoyeds_compile.layout import machine
 from samoyeds_compile.options import ENVIRONMENT_PREFIX
 
 PACKAGES = ("samoyeds-compile", "torch", "triton", "transformers", "accelerate", "peft", "safetensors")
@@ -41,8 +43,13 @@ class Check:
     remedy: str = ""
 
 
-def doctor(as_json: AsJson = False) -> None:
+Calibrate = Annotated[bool, typer.Option("--calibrate", help="First measure what layouts cost here, about a minute.")]
+
+
+def doctor(as_json: AsJson = False, calibrate: Calibrate = False) -> None:
     """Say what this machine has and which kernels it gets; exit with 1 if something should be mended."""
+    if calibrate:
+        _calibrate()
     with Console(stderr=True).status("looking around; the first time ops are compiled"):
         checks = list(all_checks())
     show(_table(checks), [dataclasses.asdict(check) for check in checks], as_json)
@@ -61,8 +68,27 @@ def all_checks() -> Iterator[Check]:
     yield _compiler()
     yield _ops()
     yield _cache()
+    yield _costs()
     yield _gpu()
     yield _environment()
+
+
+def _calibrate() -> None:
+    """Measure the constants of costs with the threads at hand, and keep them."""
+    from samoyeds_compile.layout.calibrate import calibrate
+    from samoyeds_compile.layout.machine import store
+
+    with Console(stderr=True).status("measuring") as status:
+        try:
+            store(calibrate(tell=lambda kernel: status.update(f"measuring {kernel}; compiled the first time")))
+        except KernelError as error:
+            raise typer.Exit(fail(str(error))) from error
+
+
+def _costs() -> Check:
+    found = machine.here()
+    remedy = "" if found.origin == "measured" else "samoyeds doctor --calibrate, while the machine does nothing else"
+    return Check("costs of layouts", "ok", f"{found.origin}, {len(found.kernels)} kernels", remedy)
 
 
 def _package(name: str) -> Check:

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import torch
 
-CALL_SECONDS = 60e-6
-GATHERED_BYTES_PER_SECOND = 17e9
-SORTED_BYTES_PER_SECOND = 15e9
-"""Measured on a two-core CPU (benchmarks/results/block.json); only their ratios matter here."""
-KERNEL_SECONDS = 100e-6
-KERNEL_BYTES_PER_SECOND = 21e9
-"""Of one kernel for the whole block: the call, and the weights of one slot; measured against gathered weights."""
+from samoyeds_compile.layout.machine import Machine, here
 
 
 def prefers_gathered(
-    family: str, x: torch.Tensor, expert_ids: torch.Tensor, weight_bytes: int, experts: int, kernel: bool = False
+    family: str, x: torch.Tensor, expert_ids: torch.Tensor, weight_bytes: int, experts: int, kernel: bool = False,
+    machine: Machine | None = None,
 ) -> bool:  # fmt: skip
     """Whether to gather weights for every slot.
 
@@ -29,13 +24,15 @@ def prefers_gathered(
         weight_bytes: bytes of one expert's weights.
         experts: E.
         kernel: whether one kernel could compute the block instead; it wins unless the weights are small.
+        machine: the constants of costs; by default those of this machine.
     """
     tokens, top_k = expert_ids.shape
     if family != "gathered" or x.device.type != "cpu" or torch.is_grad_enabled() or not isinstance(tokens, int):
         return False
-    expected_experts = experts * (1 - (1 - min(top_k / experts, 1)) ** tokens)
-    gathered = tokens * top_k * weight_bytes / GATHERED_BYTES_PER_SECOND
-    if kernel and gathered > tokens * top_k * weight_bytes / KERNEL_BYTES_PER_SECOND + KERNEL_SECONDS:
+    machine = machine or here()
+    slot_bytes = tokens * top_k * weight_bytes
+    if kernel and slot_bytes * machine.gathered > slot_bytes * machine.streamed + machine.start:
         return False
-    by_expert = expected_experts * (weight_bytes / SORTED_BYTES_PER_SECOND + CALL_SECONDS)
-    return gathered < by_expert
+    expected_experts = experts * (1 - (1 - min(top_k / experts, 1)) ** tokens)
+    by_expert = expected_experts * (weight_bytes * machine.sorted + machine.call)
+    return slot_bytes * machine.gathered < by_expert

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,12 +11,14 @@ import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from samoyeds_codegen.cuda.emit import emit as emit_cuda
+from samoyeds_codegen.cuda.nvrtc import compile_log
 from samoyeds_codegen.errors import KernelError
 from samoyeds_codegen.gpu.apart import proven_apart
 from samoyeds_codegen.gpu.candidate import KINDS, candidates, projection
 from samoyeds_codegen.gpu.choose import TUNED, choose
 from samoyeds_codegen.gpu.cost import Block
 from samoyeds_codegen.gpu.device import Device, device_of
+from samoyeds_codegen.gpu.results import of_block
 from samoyeds_codegen.gpu.tune import tune
 from samoyeds_codegen.triton.emit import emit
 from samoyeds_codegen.triton.kernel import interprets
@@ -103,7 +106,7 @@ def gpu_kernels(
     taken = ", ".join(f"{choose(spec, block, s, numbers, allowed)} for {t} tokens" for t, s in calls.items())
     text = f"{' and '.join(NAMES[k] for k in kinds if k != TUNED)} kernels of {spec}: {taken}"
     shown = f"{text}; {why}" if spec.pattern is not None else text
-    return GpuKernels(allowed, shown.removesuffix("; "), partial(_texts, spec, tuple(kinds), numbers, bias))
+    return GpuKernels(allowed, shown.removesuffix("; "), partial(_texts, spec, block, tuple(kinds), numbers, bias))
 
 
 def _slots(expert_ids_TK: torch.Tensor) -> dict[int, int]:
@@ -132,13 +135,16 @@ def _triton_refusal(spec: ExpertsSpec, form: Form, device: torch.device) -> str:
     return proven(spec, form, device)
 
 
-def _texts(spec: ExpertsSpec, kinds: tuple[str, ...], device: Device, bias: bool) -> dict[str, str]:
-    """All kernels that a call may choose, by names of files."""
+def _texts(spec: ExpertsSpec, block: Block, kinds: tuple[str, ...], device: Device, bias: bool) -> dict[str, str]:
+    """All kernels that a call may choose with logs of those that were compiled, and times, by names of files."""
     found = {}
     if "triton" in kinds:
         found = {f"triton_{kernel.op}_{number}.py": emit(kernel) for number, kernel in enumerate(kernels(spec))}
     for each in candidates(spec, tuple(k for k in kinds if k in ("mma", "wgmma")), device.capability):
         for op in ("up", "down"):
             kernel = projection(spec, op, each.kind, each.slots, device.capability, bias)
-            found[f"{each.kind}_{op}_{each.slots}.cu"] = emit_cuda(kernel)
-    return found
+            name, text = f"{each.kind}_{op}_{each.slots}", emit_cuda(kernel)
+            found |= {f"{name}.cu": text, f"{name}.log": compile_log(text, kernel.target)}
+    if TUNED in kinds:
+        found["tuned.json"] = json.dumps(of_block(spec, block, device), indent=1)
+    return {name: text for name, text in found.items() if text}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from samoyeds_codegen.cpp.emit import emit
-from samoyeds_codegen.cpp.kernel import experts_kernel
+from samoyeds_codegen.cpp.kernel import ExpertsKernel, experts_kernel
+from samoyeds_codegen.cpp.layouts import Layouts
 from samoyeds_codegen.cpp.spec import DenseExpertsSpec, ExpertsSpec
 from samoyeds_codegen.errors import KernelError
 from samoyeds_compile.lower.gpu import GpuKernels, gpu_kernels, switched_off
@@ -18,6 +20,9 @@ from samoyeds_compile.ops.experts_dense import dense_spec
 from samoyeds_compile.ops.experts_packed import kernel_spec
 from samoyeds_compile.ops.operands import num_experts
 from samoyeds_compile.sparsity.tensor import PackedTensor
+
+if TYPE_CHECKING:
+    from samoyeds_compile.layout.plan import LayoutPlan
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class KernelChoice:
         texts: gives what was generated, by names of files; only a dump asks.
         kinds: of kernels for CUDA devices, as `gpu_experts` takes them; empty for a kernel of the CPU.
         block: index of the block in the graph's report; None where nothing is reported.
+        layouts: of the edges inside a kernel for CPUs, by name.
     """
 
     packed: bool
@@ -39,6 +45,7 @@ class KernelChoice:
     texts: Callable[[], Mapping[str, str]] = dict
     kinds: str = ""
     block: int | None = None
+    layouts: str = ""
 
     @property
     def op(self) -> torch._ops.OpOverload | None:
@@ -56,11 +63,6 @@ class KernelChoice:
         return self.kernel or f"without a kernel, {instead}: {self.reason}"
 
 
-FEW_BY_COLUMNS = 16
-"""Tokens an expert, on average, up to which kernels beat libraries where weights of an input are contiguous. Further on
-weights are read a few outputs at a time, from a page of memory each."""
-
-
 def choose_kernel(
     expert_ids_TK: torch.Tensor,
     gate: Sequence[torch.Tensor],
@@ -70,6 +72,7 @@ def choose_kernel(
     bias: bool = False,
     triton: bool | None = None,
     measure: bool = False,
+    layouts: LayoutPlan | None = None,
 ) -> KernelChoice:
     """Compile the kernel of a block, unless the cache has it, and say how the block is computed.
 
@@ -80,20 +83,23 @@ def choose_kernel(
         bias: whether any projection has a bias.
         triton: the option of this name.
         measure: whether candidates for CUDA devices are measured.
+        layouts: the plan for a CPU; None takes that of the specification.
     """
     packed = any(isinstance(weight, PackedTensor) for weight in (*gate, *up, *down))
     if up[0].device.type == "cuda":
         if (off := switched_off(packed, triton)) is not None:
             return KernelChoice(packed, None, off)
         return gpu_choice(packed, gpu_kernels(expert_ids_TK, gate, up, down, *options, bias=bias, measure=measure))
-    spec = (kernel_spec if packed else dense_spec)(gate, up, down, *options)
+    spec = cpu_spec(gate, up, down, *options)
     if isinstance(spec, str):
         return KernelChoice(packed, None, spec)
     if torch.is_grad_enabled():
         return KernelChoice(packed, None, "gradients are enabled; compile and run under torch.no_grad()")
-    if isinstance(spec, DenseExpertsSpec) and spec.by_columns and not _few(expert_ids_TK, num_experts(up)):
+    if layouts is None:
+        return _compiled(spec)
+    if not _may_fit(layouts.layouts, expert_ids_TK, num_experts(up)):
         return KernelChoice(packed, None, "weights are stored [in, out], of which only few tokens make a fast kernel")
-    return _compiled(spec)
+    return _compiled(replace(spec, layouts=layouts.layouts))
 
 
 def gpu_choice(packed: bool, found: GpuKernels) -> KernelChoice:
@@ -103,10 +109,18 @@ def gpu_choice(packed: bool, found: GpuKernels) -> KernelChoice:
     return KernelChoice(packed, found.text, texts=found.texts, kinds=found.kinds)
 
 
-def _few(expert_ids_TK: torch.Tensor, experts: int) -> bool:
-    """Whether there are few tokens an expert whenever this graph runs."""
+def cpu_spec(
+    gate: Sequence[torch.Tensor], up: Sequence[torch.Tensor], down: Sequence[torch.Tensor], *options: Any
+) -> ExpertsSpec | DenseExpertsSpec | str:
+    """The kernel for a CPU that computes a block with these weights, or fakes of them, or why there is none."""
+    packed = any(isinstance(weight, PackedTensor) for weight in (*gate, *up, *down))
+    return (kernel_spec if packed else dense_spec)(gate, up, down, *options)
+
+
+def _may_fit(layouts: Layouts, expert_ids_TK: torch.Tensor, experts: int) -> bool:
+    """Whether the kernel is for so many tokens; if their number is a symbol, for any at all, as calls then decide."""
     tokens, top_k = expert_ids_TK.shape
-    return isinstance(tokens, int) and tokens * top_k <= FEW_BY_COLUMNS * experts
+    return layouts.fits(tokens * top_k, experts) if isinstance(tokens, int) else layouts.most != 0
 
 
 def _compiled(spec: ExpertsSpec | DenseExpertsSpec) -> KernelChoice:
@@ -116,5 +130,12 @@ def _compiled(spec: ExpertsSpec | DenseExpertsSpec) -> KernelChoice:
     except KernelError as error:
         return KernelChoice(packed, None, f"{type(error).__name__}: {error}")
     kind, isa = "packed" if packed else "dense", kernel.isa
-    name = f"{kind}_{spec.dtype}_{isa.name}_{hashlib.sha256(spec.name.encode()).hexdigest()[:8]}.cpp"
-    return KernelChoice(packed, f"kernel of {kind} experts, {spec}, {isa.name}", texts=lambda: {name: emit(spec, isa)})
+    name = f"{kind}_{spec.dtype}_{isa.name}_{hashlib.sha256(spec.name.encode()).hexdigest()[:8]}"
+    title = f"kernel of {kind} experts, {spec}, {isa.name}"
+    return KernelChoice(packed, title, texts=partial(_texts, kernel, name), layouts=spec.layouts.name)
+
+
+def _texts(kernel: ExpertsKernel, name: str) -> dict[str, str]:
+    """What was generated and how it was compiled, by names of files."""
+    texts = {f"{name}.cpp": emit(kernel.spec, kernel.isa), f"{name}.log": kernel.log}
+    return {file: text for file, text in texts.items() if text}

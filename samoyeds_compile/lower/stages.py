@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from samoyeds_compile.graph.edit import BLOCK, copy_origin, fill_examples, nodes_between
+from samoyeds_compile.layout.plan import PLAN
 from samoyeds_compile.lower.choose import prefers_gathered
 from samoyeds_compile.lower.kernels import KernelChoice, choose_kernel
 from samoyeds_compile.ops.operands import is_stack, num_experts
@@ -39,7 +40,8 @@ def _lower(graph: fx.Graph, node: fx.Node, triton: bool | None, measure: bool) -
             choice = KernelChoice(False, None, "gathered weights are faster for so few tokens")
             out = graph.call_function(torch.ops.samoyeds.experts_gathered.default, node.args)
         elif choice.op is not None:
-            out = graph.call_function(choice.op, (*node.args, *([choice.kinds] if choice.kinds else [])))
+            more = [choice.kinds or choice.layouts] if choice.kinds or choice.layouts else []
+            out = graph.call_function(choice.op, (*node.args, *more))
         else:
             out = _emit_stages(graph, node)
     added = nodes_between(last, node)
@@ -72,7 +74,9 @@ def _choose_kernel(node: fx.Node, triton: bool | None, measure: bool) -> KernelC
     activation, gate_up_layout, weight_layout, weighting, compute_dtype = node.args[9:14]
     bias = any(operand is not None for operand in node.args[6:9])
     options = (activation, gate_up_layout, weight_layout, weighting, compute_dtype)
-    return choose_kernel(expert_ids, *weights, *options, bias=bias, triton=triton, measure=measure)
+    return choose_kernel(
+        expert_ids, *weights, *options, bias=bias, triton=triton, measure=measure, layouts=node.meta.get(PLAN)
+    )
 
 
 def _prefers_gathered(node: fx.Node, kernel: bool) -> bool:

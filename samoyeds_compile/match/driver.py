@@ -12,6 +12,7 @@ from samoyeds_compile.match.experts import MATRIX_PRODUCTS
 from samoyeds_compile.match.gathered import Gathered
 from samoyeds_compile.match.grouped import Grouped
 from samoyeds_compile.match.region import Candidate, Decline, Family, MoERegion, NearMiss, Unlike
+from samoyeds_compile.match.sorted_rows import SortedRows
 from samoyeds_compile.match.written import Written
 
 MOST_COMBINING = 256
@@ -19,7 +20,7 @@ MOST_COMBINING = 256
 
 logger = logging.getLogger(__name__)
 
-FAMILIES: tuple[Family, ...] = (Grouped(), Gathered(), Written(), Dispatched())
+FAMILIES: tuple[Family, ...] = (Grouped(), Gathered(), Written(), Dispatched(), SortedRows())
 
 
 def match_regions(

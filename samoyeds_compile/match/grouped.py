@@ -12,7 +12,7 @@ expert parallelism ids >= E are sentinels, kept out of the products and masked a
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from functools import partial
 from typing import Any
 
@@ -37,9 +37,6 @@ from samoyeds_compile.match.experts import (
 )
 from samoyeds_compile.match.region import Candidate, Decline, Family, Linear, MoERegion, require
 
-MOST_COUNTING = 64
-"""How many values to look at behind the offsets."""
-
 GROUPED_MM = ("_grouped_mm", "transformers::grouped_mm_fallback")
 
 
@@ -53,9 +50,15 @@ class Grouped(Family):
         """One candidate for each set of grouped products that share their offsets."""
         by_offsets: dict[Value, list[Value]] = defaultdict(list)
         for product in graph.with_op(*GROUPED_MM):
-            if isinstance(product.arg("offs"), Value):
+            if isinstance(product.arg("offs"), Value) and not counted_elsewhere(product):
                 by_offsets[product.arg("offs")].append(product)
         return [Candidate(p[0], partial(_match, graph, offs, p)) for offs, p in by_offsets.items()]
+
+
+def counted_elsewhere(product: Value) -> bool:
+    """Whether the offsets sum counts that are no histogram: rows that `SortedRows` takes as they come."""
+    offsets = product.arg("offs")
+    return product.op == "_grouped_mm" and offsets.op == "cumsum" and strip_cast(offsets.input).op != "histc"
 
 
 class _Routing:
@@ -108,21 +111,7 @@ def _only(found: list[Value], what: str, at: Value) -> Value:
     return found[0]
 
 
-def _counted_elsewhere(offsets: Value) -> bool:
-    """Whether the offsets come from counts that ranks have exchanged, as their rows then have been."""
-    seen, queue = {offsets}, deque([offsets])
-    while queue and len(seen) < MOST_COUNTING:
-        value = queue.popleft()
-        if "all_to_all" in value.op:
-            return True
-        fresh = [v for v in value.operands if v not in seen]
-        seen.update(fresh)
-        queue.extend(fresh)
-    return False
-
-
 def _match(graph: ValueGraph, offsets: Value, products: list[Value]) -> MoERegion:
-    require(not _counted_elsewhere(offsets), "its rows come sorted by expert from other ranks", offsets)
     require(len(products) == 2, f"{len(products)} grouped products share these offsets, not two", products[0])
     first, second = products
     up_weight, up_flipped = strip_transpose(first.arg("mat2"))

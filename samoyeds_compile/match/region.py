@@ -120,8 +120,8 @@ class MoERegion:
     Attributes:
         family: name of the rule that found it.
         graph: the view it was found in.
-        x: tokens, [T, H]; or, without ``expert_ids``, rows already dispatched, [E, C, H].
-        expert_ids: [T, K], any integer dtype; None where every expert has C rows of its own.
+        x: tokens, [T, H]; or, without ``expert_ids``, rows already dispatched, [E, C, H] or, sorted, [R, H].
+        expert_ids: [T, K], any integer dtype; None where every expert has rows of its own.
         expert_weights: [T, K], floating point; None if each contribution counts once.
         gate: the gate projection, where it is not packed with ``up``.
         up: the first projection, gate and up packed where the experts are gated and ``gate`` is None.
@@ -135,6 +135,7 @@ class MoERegion:
         base: what the sum over experts is added to, [T, H], if anything.
         output: [T, H], or x's leading sizes and H.
         expert_axis: which axis of x counts experts, if there are no ids; the others but the last are rows.
+        offsets: where rows come sorted by expert: the end of each expert's run, [E].
         computed: values inside the region that operands read (which rows find a place); they stay.
         flags: masks of tokens and experts, true where a token may go to an expert, that come from outside.
         capacity: how many rows an expert takes before it drops the others, where that is known and a number.
@@ -161,6 +162,7 @@ class MoERegion:
     weighting: str = "output"
     base: Value | None = None
     expert_axis: int = 0
+    offsets: Value | None = None
     computed: tuple[Value, ...] = ()
     flags: tuple[Value, ...] = ()
     capacity: int | None = None
@@ -172,6 +174,11 @@ class MoERegion:
     def num_experts(self) -> int:
         """E."""
         return self.up.num_experts
+
+    @property
+    def batched(self) -> bool:
+        """Whether every expert has as many rows, [E, C, H]."""
+        return self.expert_ids is None and self.offsets is None
 
     @property
     def hidden_size(self) -> int:
@@ -199,7 +206,8 @@ class MoERegion:
         carried = [e for c in (self.carried_activation, self.carried_post) if c for e in c.externals]
         weights = [p.weights for p in self.projections]
         biases = [p.bias for p in self.projections]
-        operands = (self.x, self.expert_ids, self.expert_weights, *weights, *biases, self.base, *carried, *self.shapes)
+        routing = (self.expert_ids, self.expert_weights, self.offsets)
+        operands = (self.x, *routing, *weights, *biases, self.base, *carried, *self.shapes)
         return [value for value in dict.fromkeys(leaves(operands)) if value not in self.computed]
 
 

@@ -1,14 +1,15 @@
 """The ``samoyeds::`` operators.
 
-Canonical: `moe_experts`; `experts_batched` for rows that are already dispatched; `router`. Stages: `route`,
-`expert_up`, `expert_down` (`expert_project` and `combine`). Building blocks: `expert_linear`, `token_products`,
-`packed`, `sparse_experts`, `dense_experts`, `gpu_experts`.
+Canonical: `moe_experts`; `experts_batched` and `experts_sorted` for rows that are already dispatched; `router`. Stages:
+`route`, `expert_up`, `expert_down` (`expert_project` and `combine`). Building blocks: `expert_linear`,
+`token_products`, `packed`, `sparse_experts`, `dense_experts`, `gpu_experts`. For the profiler: `profile_range`.
 Importing this package registers them all. ``T`` tokens, ``K`` experts a token, ``S = T * K`` slots (a token at one of
-its experts), ``E`` experts, ``C`` rows an expert, ``H`` hidden size, ``I`` expert width; a name such as ``x_TH`` says
-the shape, and of a list of weights (see `operands`) what it is as a stack.
+its experts), ``E`` experts, ``C`` rows an expert, ``R`` rows of all, ``H`` hidden size, ``I`` expert width; a name such
+as ``x_TH`` says the shape, and of a list of weights (see `operands`) what it is as a stack.
 """
 
 from samoyeds_compile.ops import (
+    convert_layout,
     dense_experts,
     expert_down,
     expert_linear,
@@ -18,9 +19,11 @@ from samoyeds_compile.ops import (
     experts_gathered,
     experts_gpu,
     experts_packed,
+    experts_sorted,
     gpu_experts,
     moe_experts,
     packed,
+    profile_range,
     route,
     router,
     sparse_experts,
@@ -28,6 +31,7 @@ from samoyeds_compile.ops import (
 )
 
 __all__ = [
+    "convert_layout",
     "dense_experts",
     "expert_down",
     "expert_linear",
@@ -37,9 +41,11 @@ __all__ = [
     "experts_gathered",
     "experts_gpu",
     "experts_packed",
+    "experts_sorted",
     "gpu_experts",
     "moe_experts",
     "packed",
+    "profile_range",
     "route",
     "router",
     "sparse_experts",

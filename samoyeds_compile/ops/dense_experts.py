@@ -40,7 +40,7 @@ def dense_experts(
 ) -> Tensor:
     """``moe_experts`` on dense weights of one dtype, whose routing weights multiply what the experts give.
 
-    Where no kernel can be had (no compiler, say), the products are those of PyTorch.
+    Where no kernel can be had (no compiler, say), or for more tokens than it is for, the products are PyTorch's.
 
     Args:
         x_TH: tokens in the dtype of the weights.
@@ -65,7 +65,8 @@ def dense_experts(
     spec, projections = DenseExpertsSpec.named(kernel), [ws for ws in (gate_E, up_E, down_E) if ws]
     try:
         experts_kernel(spec)
-        fits = lies(projections, in_out, spec.by_columns)
+        few = spec.layouts.fits(expert_ids_TK.numel(), num_experts(up_E))
+        fits = few and lies(projections, in_out, spec.by_columns)
     except KernelError as error:
         logger.warning("samoyeds::dense_experts runs without a kernel: %s", error)
         fits = False

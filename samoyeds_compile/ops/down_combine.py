@@ -16,7 +16,7 @@ from torch import Tensor
 
 from samoyeds_compile.ops import rows
 from samoyeds_compile.ops.expert_up import biased_linear
-from samoyeds_compile.ops.operands import is_stack
+from samoyeds_compile.ops.operands import is_stack, weight_grads
 
 _FIXED = 8
 """Arguments before the weights, which are any number of tensors."""
@@ -103,9 +103,7 @@ def _grads_down(saved: _Saved, grad_TH: Tensor, needed: Sequence[bool]) -> Seque
     outer = torch.ops.samoyeds.token_outer(
         grad_TH, saved.order_S, saved.slot_TK, weighted_SI, saved.offsets_E, not saved.in_out
     )
-    grad_E = outer.to(saved.down_E[0].dtype)
-    grads = [grad_E] if is_stack(saved.down_E) else grad_E.unbind(0)
-    return [grad if wanted else None for grad, wanted in zip(grads, needed, strict=True)]
+    return weight_grads(outer.to(saved.down_E[0].dtype), is_stack(saved.down_E), needed)
 
 
 def down_combine(

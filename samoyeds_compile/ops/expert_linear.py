@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from samoyeds_compile.ops.library import bad_operand, define_opaque, register_autograd
-from samoyeds_compile.ops.operands import check_weights, in_width, is_stack, num_experts, out_width
+from samoyeds_compile.ops.operands import check_weights, in_width, is_stack, num_experts, out_width, weight_grads
 from samoyeds_compile.ops.token_rows import TokenRows
 
 Rows = Tensor | TokenRows
@@ -230,8 +230,7 @@ def _linear_backward(ctx: Any, grad_SO: Tensor) -> tuple[Tensor | None, list[Ten
     if not any(needs_weights):
         return grad_x, [None] * len(needs_weights), None, None
     grad_E = ops.expert_outer(x_SI, grad_SO, offsets_E, ctx.in_out).to(ctx.weight_dtype)
-    grads = [grad_E] if ctx.is_stack else grad_E.unbind(0)
-    return grad_x, [grad if needed else None for grad, needed in zip(grads, needs_weights, strict=True)], None, None
+    return grad_x, weight_grads(grad_E, ctx.is_stack, needs_weights), None, None
 
 
 def _save_outer(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

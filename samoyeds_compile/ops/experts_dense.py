@@ -15,7 +15,7 @@ from samoyeds_codegen.errors import UnsupportedSpecError
 from samoyeds_codegen.expr import ExpressionError
 from samoyeds_compile.ops.library import define_composite
 from samoyeds_compile.ops.moe_experts import OPERANDS, check_canonical
-from samoyeds_compile.ops.one_kernel import needs_gradients, refusal
+from samoyeds_compile.ops.one_kernel import needs_gradients, refusal, with_layouts
 from samoyeds_compile.ops.operands import is_stack
 from samoyeds_compile.sparsity.tensor import PackedTensor
 
@@ -36,8 +36,11 @@ def experts_dense(
     weighting: str,
     compute_dtype: torch.dtype,
     out_dtype: torch.dtype | None,
+    layouts: str = "",
 ) -> Tensor:
     """The same function of the same operands as `moe_experts`, and `moe_experts` itself where no kernel fits them.
+
+    ``layouts`` are those of the edges inside the kernel, by name (`samoyeds_codegen.cpp.layouts`); empty: as they come.
 
     Raises:
         OperandError: an operand does not fit the others.
@@ -56,7 +59,7 @@ def experts_dense(
     return torch.ops.samoyeds.dense_experts(  # type: ignore[no-any-return]
         x_TH.to(compute_dtype), expert_ids_TK, expert_weights_TK, gate_E, up_E, down_E,
         *(None if b is None else b.to(compute_dtype) for b in (gate_bias_E, up_bias_E, down_bias_E)),
-        spec.name, gate_up_layout, weight_layout,
+        with_layouts(spec, layouts).name, gate_up_layout, weight_layout,
         out_dtype or torch.promote_types(compute_dtype, expert_weights_TK.dtype),
     )  # fmt: skip
 
@@ -99,4 +102,4 @@ def lies(projections: Sequence[Sequence[Tensor]], in_out: bool, by_columns: bool
     )
 
 
-define_composite(f"experts_dense({OPERANDS}) -> Tensor", experts_dense)
+define_composite(f"experts_dense({OPERANDS}, str layouts='') -> Tensor", experts_dense)

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from samoyeds_codegen.cpp.spec import STRIP, ExpertsSpec
+from samoyeds_codegen.cpp.spec import ExpertsSpec, strip_rows
 from samoyeds_codegen.errors import UnsupportedSpecError
 from samoyeds_codegen.expr import ExpressionError
 from samoyeds_compile.ops.library import define_composite
 from samoyeds_compile.ops.moe_experts import OPERANDS, check_canonical
-from samoyeds_compile.ops.one_kernel import needs_gradients, refusal
+from samoyeds_compile.ops.one_kernel import needs_gradients, refusal, with_layouts
 from samoyeds_compile.sparsity.tensor import PackedTensor
 
 
@@ -36,8 +36,11 @@ def experts_packed(
     weighting: str,
     compute_dtype: torch.dtype,
     out_dtype: torch.dtype | None,
+    layouts: str = "",
 ) -> Tensor:
     """The same function of the same operands as `moe_experts`, and `moe_experts` itself where no kernel fits them.
+
+    ``layouts`` are those of the edges inside the kernel, by name (`samoyeds_codegen.cpp.layouts`); empty: as they come.
 
     Raises:
         OperandError: an operand does not fit the others.
@@ -61,7 +64,7 @@ def experts_packed(
         x_TH.to(compute_dtype), expert_ids_TK, expert_weights_TK,
         *(_storage(weights, spec.strips) for weights in (gate_E, up_E, down_E)),
         *(_bias(bias, rows, compute_dtype) for bias, rows in zip(biases, rows_of_biases, strict=True)),
-        spec.name, width, gate_up_layout,
+        with_layouts(spec, layouts).name, width, gate_up_layout,
         out_dtype or torch.promote_types(compute_dtype, expert_weights_TK.dtype),
     )  # fmt: skip
 
@@ -108,7 +111,7 @@ def _in_strips(up_E: Sequence[Tensor], packed: Sequence[PackedTensor], layout: s
     """Whether all matrices lie in strips, and no strip has gate rows and up rows; else they are read as canonical."""
     config = packed[0].form.config
     halves = 2 if layout in ("concatenated", "interleaved") else 1
-    whole = _rows(up_E) // halves % (STRIP * config.m // config.n) == 0
+    whole = _rows(up_E) // halves % strip_rows(config.n, config.m) == 0
     return whole and all(w.form.strips for w in packed)
 
 
@@ -137,4 +140,4 @@ def _bias(bias_E: Tensor | None, rows: int, dtype: torch.dtype) -> Tensor | None
     return None if bias_E is None else bias_E.to(dtype).expand(-1, rows)
 
 
-define_composite(f"experts_packed({OPERANDS}) -> Tensor", experts_packed)
+define_composite(f"experts_packed({OPERANDS}, str layouts='') -> Tensor", experts_packed)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from samoyeds_codegen.cpp.layouts import Layouts
+from samoyeds_codegen.cpp.spec import DenseExpertsSpec, ExpertsSpec
 from samoyeds_compile.ops.library import bad_operand, define_opaque
 
 
@@ -19,6 +23,14 @@ def refusal(weights: Sequence[Tensor], weighting: str, compute_dtype: torch.dtyp
     if weighting != "output":
         return "routing weights multiply what goes into the experts"
     return None
+
+
+Spec = TypeVar("Spec", ExpertsSpec, DenseExpertsSpec)
+
+
+def with_layouts(spec: Spec, layouts: str) -> Spec:
+    """The specification with layouts by name, if they are given."""
+    return replace(spec, layouts=Layouts.named(layouts)) if layouts else spec
 
 
 def needs_gradients(operands: Iterable[Tensor | None]) -> bool:

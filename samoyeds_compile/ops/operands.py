@@ -41,6 +41,12 @@ def out_width(weights: Sequence[Tensor], in_out: bool) -> int:
     return weights[0].shape[-1 if in_out else -2]
 
 
+def weight_grads(grad_E: Tensor, stacked: bool, needed: Sequence[bool]) -> list[Tensor | None]:
+    """The gradient of all experts, [E, out, in], as one for each tensor of the operand, None where none is needed."""
+    grads = [grad_E] if stacked else grad_E.unbind(0)
+    return [grad if wanted else None for grad, wanted in zip(grads, needed, strict=True)]
+
+
 def check_weights(op: str, name: str, weights: Sequence[Tensor]) -> None:
     """Raise `OperandError` unless ``weights`` is one stack, or matrices of one shape, dtype and device."""
     if is_stack(weights):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from samoyeds_codegen import expr
+from samoyeds_compile.layout.algebra import Layout
 from samoyeds_compile.ops.expert_up import split_gate
 from samoyeds_compile.ops.operands import is_stack, num_experts, out_width
 from samoyeds_compile.ops.route import NO_SIGN, Plan
@@ -240,3 +241,43 @@ def _best_groups(choice_E: Tensor, n_group: int, topk_group: int, group_score: s
     totals = [sum(sorted(group.tolist())[-count:]) for group in groups]
     best = sorted(range(n_group), key=totals.__getitem__)[-topk_group:]
     return torch.cat([g if i in best else torch.full_like(g, masked_score) for i, g in enumerate(groups)])
+
+
+def convert_layout(x: Tensor, plan: Plan, source: str, target: str) -> Tensor:
+    """Twin of ``samoyeds::convert_layout``: one element at a time, by its row and feature."""
+    before, after = Layout.named(source), Layout.named(target)
+    features = x.shape[0] * 2 if before.form == "pairs" else x.shape[0 if before.order == "feature" else 1]
+    rows = _row_numbers(plan, after)
+    out = torch.zeros(rows[-1], features, dtype=torch.float64)
+    for key, row in enumerate(rows[:-1]):  # key: a token, or a position in the ids
+        slots = plan.slot_TK.shape[1]
+        token, position = (key // slots, key) if after.rows == "slots" else (key, key * slots)
+        read = _row_numbers(plan, before)[token if before.rows == "tokens" else position]
+        for feature in range(features):
+            out[row, feature] = x[_index(before, read, feature)]
+    if after.form == "pairs":
+        out = torch.stack([out[:, 0::2].t(), out[:, 1::2].t()], dim=-1)
+    elif after.order == "feature":
+        out = out.t()
+    return out.to(after.dtype)
+
+
+def _row_numbers(plan: Plan, layout: Layout) -> list[int]:
+    """The row of each token, or of each position in the ids; at the end how many rows there are."""
+    tokens, top_k = plan.slot_TK.shape
+    if layout.rows == "tokens":
+        return [*range(tokens), tokens]
+    ends, first, starts = [0, *plan.offsets_E.tolist()], 0, []
+    for expert in range(len(ends) - 1):
+        starts.append(first)
+        first += -(-(ends[expert + 1] - ends[expert]) // layout.pad) * layout.pad
+    owners = [min(int(e), len(starts)) for e in plan.expert_S]
+    places = [slot - ends[owner] + [*starts, first][owner] for slot, owner in enumerate(owners)]
+    slots = plan.slot_TK.flatten().tolist()
+    return [*(places[slot] for slot in slots), tokens * top_k + len(starts) * (layout.pad - 1)]
+
+
+def _index(layout: Layout, row: int, feature: int) -> tuple[int, ...]:
+    if layout.form == "pairs":
+        return feature // 2, row, feature % 2
+    return (feature, row) if layout.order == "feature" else (row, feature)

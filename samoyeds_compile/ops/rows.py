@@ -21,7 +21,7 @@ def _owned(slot_TK: Tensor, offsets_E: Tensor) -> Tensor:
     return (slot_TK < offsets_E[-1]).unsqueeze(-1)
 
 
-def _tokens(order_S: Tensor, slot_TK: Tensor) -> Tensor:
+def tokens_of(order_S: Tensor, slot_TK: Tensor) -> Tensor:
     """[S]: the token of every slot."""
     return order_S // max(slot_TK.shape[1], 1)
 
@@ -29,7 +29,7 @@ def _tokens(order_S: Tensor, slot_TK: Tensor) -> Tensor:
 class _Dispatch(torch.autograd.Function):
     @staticmethod
     def forward(x_TH: Tensor, order_S: Tensor, slot_TK: Tensor, offsets_E: Tensor) -> Tensor:
-        return x_TH[_tokens(order_S, slot_TK)]
+        return x_TH[tokens_of(order_S, slot_TK)]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -57,7 +57,7 @@ class _Collect(torch.autograd.Function):
 class _DispatchWeighted(torch.autograd.Function):
     @staticmethod
     def forward(x_TH: Tensor, weights_TK: Tensor, order_S: Tensor, slot_TK: Tensor, offsets_E: Tensor) -> Tensor:
-        return x_TH[_tokens(order_S, slot_TK)] * weights_TK.reshape(-1)[order_S].unsqueeze(-1)
+        return x_TH[tokens_of(order_S, slot_TK)] * weights_TK.reshape(-1)[order_S].unsqueeze(-1)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from samoyeds_compile.ops import rows
 from samoyeds_compile.ops.expert_linear import expert_linear, expert_outer, linear_by_expert, outer_by_expert
 from samoyeds_compile.ops.library import bad_operand, define_opaque, register_autograd
-from samoyeds_compile.ops.operands import check_weights, in_width, is_stack, num_experts, out_width
+from samoyeds_compile.ops.operands import check_weights, in_width, is_stack, num_experts, out_width, weight_grads
 from samoyeds_compile.ops.token_rows import TokenRows
 
 _AT_ONCE = 8 * 2**20
@@ -63,7 +63,7 @@ def token_outer(
 
 
 def _rows(x_TH: Tensor, order_S: Tensor, slot_TK: Tensor) -> TokenRows:
-    return TokenRows(x_TH, order_S // max(slot_TK.shape[1], 1))
+    return TokenRows(x_TH, rows.tokens_of(order_S, slot_TK))
 
 
 def _all_at_once(found: TokenRows) -> bool:
@@ -109,14 +109,14 @@ def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _linear_backward(ctx: Any, grad_SO: Tensor) -> tuple[Any, ...]:
     x_TH, order_S, slot_TK, offsets_E, *weights = ctx.saved_tensors
     needs_x, _, _, needs_weights, *_ = ctx.needs_input_grad
-    ops, grad_x, grads = torch.ops.samoyeds, None, [None] * len(needs_weights)
+    ops, grad_x = torch.ops.samoyeds, None
+    grads: list[Tensor | None] = [None] * len(needs_weights)
     if needs_x:
         back_SH = ops.expert_linear(grad_SO, weights, offsets_E, not ctx.in_out)
         grad_x = rows.collect(back_SH, order_S, slot_TK, offsets_E)
     if any(needs_weights):
         grad_E = ops.token_outer(x_TH, order_S, slot_TK, grad_SO, offsets_E, ctx.in_out).to(ctx.weight_dtype)
-        found = [grad_E] if ctx.is_stack else grad_E.unbind(0)
-        grads = [grad if needed else None for grad, needed in zip(found, needs_weights, strict=True)]
+        grads = weight_grads(grad_E, ctx.is_stack, needs_weights)
     return grad_x, None, None, grads, None, None
 
 

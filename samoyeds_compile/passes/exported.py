@@ -43,19 +43,32 @@ def rewrite_exported(
     for node in _nodes(program.graph_module):
         if "example_value" in node.meta:
             node.meta.setdefault("val", node.meta.pop("example_value"))
+    _name_outputs(program)
     if chosen.report is not None:
         chosen.report(report)
     return program
+
+
+def _name_outputs(program: torch.export.ExportedProgram) -> None:
+    """Where a block is itself an output of the program, the signature names what computes it now."""
+    (outputs,) = program.graph.output_node().args
+    for spec, node in zip(program.graph_signature.output_specs, outputs, strict=True):
+        if isinstance(node, fx.Node):
+            spec.arg.name = node.name
 
 
 def _separate_gates(module: fx.GraphModule) -> None:
     """Give kernels of packed gate and up projections views of each, instead of an empty list for the gate.
 
     AOTInductor's proxy executor (torch 2.13) calls an operator whose list of tensors is empty with None in its place.
+    Experts without a gate have no kernel then: the canonical op is taken apart, and the ops in it get no empty list.
     """
     graph, target = module.graph, torch.ops.samoyeds.experts_dense.default
     for node in graph.find_nodes(op="call_function", target=target):
         gate, up, gate_up_layout, weight_layout = node.args[3], node.args[4], node.args[10], node.args[11]
+        if gate_up_layout == "none":
+            canonical = torch.ops.samoyeds.moe_experts.default
+            node.target, node.args = canonical, node.args[: len(canonical._schema.arguments)]  # it has no layouts
         if gate or gate_up_layout not in ("concatenated", "interleaved"):
             continue
         last, dim = node.prev, -1 if weight_layout == "in_out" else -2

@@ -48,7 +48,7 @@ class Case:
 
 def cases_of(region: MoERegion) -> list[Case]:
     """The cases for a region."""
-    if region.expert_ids is None:
+    if region.batched:
         return [
             Case("five rows an expert", 5, all_experts, required=True),
             Case("three rows an expert", 3, all_experts),
@@ -125,7 +125,7 @@ def _with_product(sizes: Sequence[int], at: int, wanted: int) -> tuple[int, ...]
 
 def rounds_of(region: MoERegion, case: Case, tokens: int) -> int:
     """How often to repeat a case that is to hit every expert with ``tokens`` tokens."""
-    if case.ids is not all_experts or not case.required or region.expert_ids is None or tokens == 0:
+    if case.ids is not all_experts or not case.required or region.batched or tokens == 0:
         return 1
     return min(MOST_ROUNDS, -(-region.num_experts // (tokens * region.top_k)))
 

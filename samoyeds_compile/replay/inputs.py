@@ -18,7 +18,7 @@ from samoyeds_compile.replay.numbers import Dimensions
 
 NumberOf = Callable[[Size], int]
 Shape = tuple[Any, ...]
-"""Of each dimension a `Size`, a number that stays, or (``hidden`` or ``width``, factor)."""
+"""Of each dimension a `Size`, a number that stays, or (``rows``, ``hidden`` or ``width``, factor)."""
 
 
 class Inputs:
@@ -42,9 +42,13 @@ class Inputs:
     def _shape(self, value: Value) -> Shape:
         if not value.is_tensor:
             return (symbol(value, "plain"),)
+        if value is self.region.x and self.region.offsets is not None:
+            return (("rows", 1), ("hidden", 1))
+        if value is self.region.offsets:
+            return (self.region.num_experts,)
         shape = _shape_of(value)
         if value is self.region.x:
-            by_expert = self.region.expert_ids is None and shape[0] == self.region.num_experts
+            by_expert = self.region.batched and shape[0] == self.region.num_experts
             leading = [shape[0]] if by_expert else []
             return (*leading, *_leading(value, shape[len(leading) : -1], len(leading)), ("hidden", 1))
         return self._guess(value, shape)
@@ -125,7 +129,8 @@ class _Draw:
     def _real_shape(self, shape: Shape) -> tuple[Any, ...]:
         def real(size: Any) -> Any:
             if isinstance(size, tuple):
-                return {"hidden": self.new.hidden, "width": self.new.width}[size[0]] * size[1]
+                known = {"rows": self.new.rows, "hidden": self.new.hidden, "width": self.new.width}
+                return known[size[0]] * size[1]
             return self.number_of(size) if isinstance(size, Size) else size
 
         return tuple(map(real, shape))
@@ -161,6 +166,8 @@ class _Draw:
         return drawn.to(dtype)
 
     def _integers(self, value: Value, shape: tuple[int, ...], ids: Tensor) -> Tensor:
+        if value is self.inputs.region.offsets:
+            return torch.bincount(ids.flatten(), minlength=self.experts).cumsum(0)
         if value not in self.inputs.ids:
             return torch.randint(2, shape, generator=self.generator)
         if math.prod(shape) != ids.numel():

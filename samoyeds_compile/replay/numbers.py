@@ -49,10 +49,12 @@ def dimensions_of(region: MoERegion) -> Dimensions:
         ValueError: the number of tokens is not known before the graph runs.
     """
     leading = region.output.shape[:-1]
+    if region.offsets is not None and not all(map(known_size, leading)):
+        leading = (1,)  # what ranks receive; no number in the region can be mistaken for it
     if not all(map(known_size, leading)):
         raise ValueError("the number of tokens is not known before the graph runs")
     tokens = [hint(size) for size in leading]
-    if region.expert_ids is None:
+    if region.batched:
         tokens = _rows_of_expert(tokens, region.num_experts)
     return Dimensions(tuple(tokens), region.hidden_size, region.intermediate_size)
 

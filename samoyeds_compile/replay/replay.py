@@ -137,7 +137,7 @@ class _Attempts:
             raise
         except Exception as error:  # its backward
             raise StepFailed(len(fragment.steps), f"{type(error).__name__}: {error}") from error
-        experts = self.replay.region.num_experts if self.replay.region.expert_ids is None else 1
+        experts = self.replay.region.num_experts if self.replay.region.batched else 1
         if expected[0].numel() != self.new.rows * self.new.hidden * experts:
             raise StepFailed(len(fragment.steps), f"its result has shape {tuple(expected[0].shape)}")
         return expected

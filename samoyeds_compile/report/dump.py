@@ -5,7 +5,7 @@
     DIR/graph_000/before.py         what Dynamo captured
     DIR/graph_000/after_rewrite.py  with canonical ops; run it: it compares itself with before.py
     DIR/graph_000/after_lower.py    with stage ops, or one op for each block that has a kernel
-    DIR/graph_000/kernels/          the generated text of kernels
+    DIR/graph_000/kernels/          the generated text of kernels, and how it was compiled
     DIR/graph_000/blocks/0/         one block alone: block.py, and whatever else there is to see of it
     DIR/graph_000/graph.json        the report of this graph
     DIR/graph_000/view.json         what report.html shows of it
@@ -27,6 +27,7 @@ from torch import fx
 
 from samoyeds_compile.report import files
 from samoyeds_compile.report.html import write_page
+from samoyeds_compile.report.layout_picture import picture
 from samoyeds_compile.report.model import SCHEMA_VERSION, GraphReport
 from samoyeds_compile.report.program import graph_program, inputs_of
 from samoyeds_compile.report.view import View
@@ -92,6 +93,9 @@ class GraphDump:
     def finish(self, report: GraphReport, gm: fx.GraphModule) -> None:
         """Write the graph's report and bring those of the whole folder up to date."""
         report.dump, report.left_out = str(self.folder), self.left_out
+        for layout in report.layouts:
+            name = f"layouts_{layout.block}.svg" if layout.index is None else f"blocks/{layout.index}/layouts.svg"
+            self._text(name, partial(picture, layout))
         self._text("view.json", lambda: json.dumps(self.view.finished(gm, report)))
         files.write(self.folder / "graph.json", json.dumps(dataclasses.asdict(report), indent=2))
         write_reports(self.root)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
-import tempfile
 from pathlib import Path
 
+from samoyeds_codegen.files import write_whole
 from samoyeds_compile.errors import OptionError
 
 LARGEST_FILE = 8 * 2**20
@@ -17,12 +16,8 @@ LARGEST_FOLDER = 256 * 2**20
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file so that a reader sees all of it or nothing."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
+    """Write a file that anybody may read; a reader sees all of it or nothing."""
+    write_whole(path, text, mode=0o644)
 
 
 def fresh_folder(root: Path) -> Path:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from samoyeds_compile.report.layouts import LayoutReport
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -88,6 +90,7 @@ class GraphReport:
             graph is reported only for blocks that no later graph shows; empty normally.
         kernels: how each block is computed: by which kernel, or why by none.
         collectives: what the graph sends between ranks, in order; rewrites leave it as it is.
+        layouts: how rows lie in those that a kernel for CPUs computes.
         problem: what went wrong inside the pipeline, so that the original graph was compiled; None normally.
         dump: folder with the dumped graphs, None if nothing was dumped.
         left_out: what the dump does not have, and why.
@@ -99,6 +102,7 @@ class GraphReport:
     blocks: list[BlockReport] = field(default_factory=list)
     steps: list[StepReport] = field(default_factory=list)
     kernels: list[str] = field(default_factory=list)
+    layouts: list[LayoutReport] = field(default_factory=list)
     break_reason: str = ""
     break_source: str = ""
     discarded: str = ""

@@ -9,6 +9,7 @@ import types
 import typing
 from typing import Any
 
+from samoyeds_compile.report.layouts import EdgeReport, LayoutReport, RegimeReport
 from samoyeds_compile.report.model import SCHEMA_VERSION, BlockReport, GraphReport, Report, StepReport
 
 _PLAIN: dict[Any, dict[str, Any]] = {
@@ -27,13 +28,14 @@ def report_schema() -> dict[str, Any]:
     folder only the graphs.
     """
     report = _object(Report)
+    kinds = (GraphReport, BlockReport, StepReport, LayoutReport, RegimeReport, EdgeReport)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Samoyeds report",
         **report,
         "properties": {"version": {"const": SCHEMA_VERSION}, **report["properties"]},
         "required": ["version", "graphs"],
-        "$defs": {kind.__name__: _object(kind) for kind in (GraphReport, BlockReport, StepReport)},
+        "$defs": {kind.__name__: _object(kind) for kind in kinds},
     }
 
 

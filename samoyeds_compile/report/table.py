@@ -8,6 +8,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from samoyeds_compile.report.layouts import LayoutReport
 from samoyeds_compile.report.model import BlockReport, Report
 
 
@@ -24,6 +25,7 @@ def render(report: Report) -> RenderableType:
         parts.append(_steps(report))
     kernels = dict.fromkeys(kernel for graph in report.graphs for kernel in graph.kernels)
     parts += [Text(f"experts: {kernel}") for kernel in kernels]
+    parts += map(_layouts, {layout.summary: layout for graph in report.graphs for layout in graph.layouts}.values())
     parts += [Text(f"note: {note}") for note in report.notes]
     return Group(*parts)
 
@@ -33,6 +35,19 @@ def to_text(report: Report, width: int = 140) -> str:
     text = io.StringIO()
     Console(width=width, force_terminal=False, color_system=None, file=text).print(render(report))
     return text.getvalue()
+
+
+def _layouts(layout: LayoutReport) -> Table:
+    table = Table(title=layout.summary, title_justify="left")
+    for name in ("regime", "tokens", "edge", "layout", "us", "runner-up", "margin, us"):
+        table.add_column(name, overflow="fold", justify="right" if "us" in name else "left")
+    for regime in layout.regimes:
+        for number, edge in enumerate(regime.edges):
+            first = ("", "") if number else (regime.name, regime.tokens_text)
+            read = f" to {edge.read}" if edge.read else ""
+            margin = f"{edge.margin:.1f}" if edge.runner_up else ""
+            table.add_row(*first, edge.edge, edge.layout + read, f"{edge.microseconds:.1f}", edge.runner_up, margin)
+    return table
 
 
 def _summary(report: Report) -> Text:

@@ -6,9 +6,10 @@ between a dense weight and its canonical storage. `PackedTensor` is a packed wei
 `densify_` undoes the packing.
 """
 
-from samoyeds_compile.sparsity.checkpoint import load_sparse, load_sparse_, save_sparse
+from samoyeds_compile.sparsity.checkpoint import save_sparse
 from samoyeds_compile.sparsity.config import SparsityConfig
 from samoyeds_compile.sparsity.install import densify_
+from samoyeds_compile.sparsity.load import load_sparse, load_sparse_
 from samoyeds_compile.sparsity.pack import PackedWeight, pack, unpack, validate
 from samoyeds_compile.sparsity.report import ParameterReport, SparsityReport
 from samoyeds_compile.sparsity.solver import best_mask

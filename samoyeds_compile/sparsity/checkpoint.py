@@ -1,7 +1,8 @@
 """Checkpoints of models with packed weights: safetensors files in canonical form, independent of any kernel's order.
 
 A packed tensor ``name`` is stored as ``name.values``, ``name.metadata`` and ``name.selection``, everything else as it
-is. The file's metadata says which tensors are packed and how: a format version, and the `Form` of each.
+is. The file's metadata says which tensors are packed and how: a format version, and the `Form` of each. A folder of
+such files with an index is a checkpoint too (`samoyeds_compile.sparsity.shards`).
 """
 
 from __future__ import annotations
@@ -32,26 +33,38 @@ def save_sparse(state: nn.Module | Mapping[str, Tensor], path: str | Path) -> No
         state: a module or a state dict; packed weights in it stay packed, shared tensors are written for each name.
         path: of the file.
     """
-    from safetensors.torch import save_file
-
     tensors: dict[str, Tensor] = {}
     forms: dict[str, Any] = {}
     for name, tensor in (state.state_dict() if isinstance(state, nn.Module) else state).items():
+        tensors |= stored(name, tensor)
         if isinstance(tensor, PackedTensor):
-            forms[name] = {key: value for key, value in dataclasses.asdict(tensor.form).items() if key != "strips"}
-            packed = tensor.packed
-            parts = {"values": packed.values, "metadata": packed.metadata, "selection": packed.selection}
-            tensors |= {f"{name}.{part}": t.detach().contiguous() for part, t in parts.items() if t is not None}
-        else:
-            tensors[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
+            forms[name] = described(tensor)
+    write(tensors, forms, path)
+
+
+def stored(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """What a file has of one tensor of a state dict, by name; dense ones are copies that share nothing."""
+    if not isinstance(tensor, PackedTensor):
+        return {name: tensor.detach().clone(memory_format=torch.contiguous_format)}
+    packed = tensor.packed
+    parts = {"values": packed.values, "metadata": packed.metadata, "selection": packed.selection}
+    return {f"{name}.{part}": t.detach().contiguous() for part, t in parts.items() if t is not None}
+
+
+def described(tensor: PackedTensor) -> dict[str, Any]:
+    """What a file says of a packed tensor, for `write`."""
+    return {key: value for key, value in dataclasses.asdict(tensor.form).items() if key != "strips"}
+
+
+def write(tensors: dict[str, Tensor], forms: Mapping[str, Any], path: str | Path) -> None:
+    """Write a file of what `stored` gave, with what `described` says of each packed tensor in it."""
+    from safetensors.torch import save_file
+
     save_file(tensors, str(path), metadata={KEY: json.dumps({"version": VERSION, "packed": forms})})
 
 
-def load_sparse(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
-    """Read what `save_sparse` wrote.
-
-    Returns:
-        A state dict with `PackedTensor` where weights are packed.
+def load_file(path: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+    """Read one file.
 
     Raises:
         CheckpointError: the file is damaged, of another version, or no file of this kind.
@@ -69,29 +82,6 @@ def load_sparse(path: str | Path, device: str | torch.device = "cpu") -> dict[st
         parts = {part: tensors.pop(f"{name}.{part}", None) for part in ("values", "metadata", "selection")}
         state[name] = _packed(name, parts, _form(name, fields, path), path)
     return {**tensors, **state}
-
-
-def load_sparse_(model: nn.Module, path: str | Path) -> None:
-    """Load a file into a model, in place; parameters that are packed in the file become packed in the model.
-
-    Raises:
-        CheckpointError: the file cannot be read, or is of another model; the model is unchanged then.
-    """
-    state, own = load_sparse(path), model.state_dict()
-    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if missing or unknown:
-        raise CheckpointError(f"{path}: lacks {missing[:3]} and has {unknown[:3]} besides; load it into its own model")
-    for name, tensor in state.items():
-        if tensor.shape != own[name].shape:
-            shapes = f"{tuple(tensor.shape)} instead of {tuple(own[name].shape)}"
-            raise CheckpointError(f"{path}: {name} is {shapes}; load it into the model it was made of")
-    for name, tensor in state.items():
-        owner, _, leaf = name.rpartition(".")
-        module = model.get_submodule(owner)
-        if isinstance(tensor, PackedTensor):
-            setattr(module, leaf, nn.Parameter(tensor.to(own[name].device), requires_grad=False))
-        else:
-            getattr(module, leaf).data.copy_(tensor)
 
 
 def _header(metadata: Mapping[str, str], path: str | Path) -> dict[str, Any]:

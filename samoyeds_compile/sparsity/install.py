@@ -12,7 +12,7 @@ from samoyeds_compile.sparsity.pack import pack, packed_shapes
 from samoyeds_compile.sparsity.pages import advise_huge
 from samoyeds_compile.sparsity.projections import Projection
 from samoyeds_compile.sparsity.prune import PrunedRows
-from samoyeds_compile.sparsity.strips import fits, to_strips_
+from samoyeds_compile.sparsity.strips import to_strips_
 from samoyeds_compile.sparsity.tensor import Form, PackedTensor
 
 
@@ -60,7 +60,7 @@ class Packing:
     def replacement(self) -> Replacement:
         """What is to take the place of the dense parameter."""
         weight = self.weight
-        if fits(weight.form.rows, weight.form.cols, weight.form.config, weight.dtype) and weight.device.type == "cpu":
+        if weight.belongs_in_strips:
             to_strips_(weight.packed)
             weight = weight.with_inner(Tensor.detach, replace(weight.form, strips=True))
         parameter = nn.Parameter(weight, requires_grad=False)

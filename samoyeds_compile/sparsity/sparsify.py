@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -14,13 +14,11 @@ from samoyeds_compile.sparsity.config import SparsityConfig
 from samoyeds_compile.sparsity.experts import Filter, find_blocks
 from samoyeds_compile.sparsity.job import Job
 from samoyeds_compile.sparsity.permute import require_permutable
+from samoyeds_compile.sparsity.progress import progress_bar
 from samoyeds_compile.sparsity.projections import Block
 from samoyeds_compile.sparsity.prune import Method, method_of
 from samoyeds_compile.sparsity.reconstruct import holder, require_replayable, require_steps
 from samoyeds_compile.sparsity.report import SparsityReport
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
 
 
 def sparsify_(
@@ -88,17 +86,10 @@ def sparsify_(
     if reconstruct and inputs:
         require_replayable(model, dict(holder(block, model) for block in blocks), inputs[0])
     layers = [list(of_layer) for _, of_layer in groupby(blocks, key=lambda block: block.layer)]
-    with _progress(progress) as bar:
+    with progress_bar(progress) as bar:
         job = Job(model, config, how, refine, inputs, permuted, bar, trainable, reconstruct)
         reports, fitted = job.run(layers)
     return SparsityReport(method, config, tuple(reports), tuple(_notes(blocks, how, permute, permuted)), tuple(fitted))
-
-
-def _progress(shown: bool) -> Progress:
-    from rich.console import Console  # here, as importing the package must stay light
-    from rich.progress import Progress
-
-    return Progress(console=Console(stderr=True), disable=not shown)
 
 
 def _notes(blocks: list[Block], method: Method, permute: bool, permuted: set[str]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from samoyeds_codegen.cpp.spec import STRIP
+from samoyeds_codegen.cpp.spec import STRIP, strip_rows
 from samoyeds_compile.sparsity.blocks import padded_shape
 from samoyeds_compile.sparsity.config import SparsityConfig
 from samoyeds_compile.sparsity.pack import PackedWeight
@@ -38,7 +38,7 @@ def fits(rows: int, cols: int, config: SparsityConfig, dtype: torch.dtype) -> bo
     Columns must be as many as would be whole strips, too: the outputs of one projection are the inputs of another, and
     kernels want all in strips or none.
     """
-    unit = STRIP * config.m // config.n
+    unit = strip_rows(config.n, config.m)
     shares = config.group == 1 or config.group * config.n % STRIP == 0
     is_whole = rows % unit == cols % unit == 0 and padded_shape(rows, cols, config)[0] == rows
     in_records = padded_shape(rows, cols, config)[1] % CHUNK == 0

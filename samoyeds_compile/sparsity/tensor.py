@@ -133,8 +133,13 @@ class PackedTensor(Tensor):
 
     def arranged(self) -> PackedTensor:
         """In the order that kernels of its device read; itself if it is."""
+        return self.in_order(self.belongs_in_strips)
+
+    @property
+    def belongs_in_strips(self) -> bool:
+        """Whether kernels of its device read strips."""
         form = self.form
-        return self.in_order(self.device.type == "cpu" and fits(form.rows, form.cols, form.config, self.dtype))
+        return self.device.type == "cpu" and fits(form.rows, form.cols, form.config, self.dtype)
 
     def in_order(self, strips: bool) -> PackedTensor:
         """In strips, which its sizes must fit, or canonical; itself if it is."""

@@ -46,11 +46,12 @@ def test_convert(tmp_path):
     torch.manual_seed(0)
     model = MixtralForCausalLM(MixtralConfig(num_local_experts=4, num_key_value_heads=2, **SIZES)).eval()
     model.save_pretrained(tmp_path / "dense")
-    done = run("convert", tmp_path / "dense", tmp_path / "packed.safetensors", "--quiet", "--json")
+    done = run("convert", tmp_path / "dense", tmp_path / "packed", "--quiet", "--json")
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
     assert report["bytes_after"] < report["bytes_before"] / 3 and report["config"]["m"] == 2
-    load_sparse_(model, tmp_path / "packed.safetensors")
+    assert sum(report["file_bytes"].values()) == sum(path.stat().st_size for path in (tmp_path / "packed").iterdir())
+    load_sparse_(model, tmp_path / "packed")
     experts = model.model.layers[0].mlp.experts
     assert all(isinstance(p.data, PackedTensor) for p in experts.parameters())
     kept = experts.gate_up_proj.to_dense()
@@ -60,8 +61,14 @@ def test_convert(tmp_path):
 
 @pytest.mark.parametrize(
     "arguments, problem",
-    [(("nowhere", "out"), "is no configuration"), (("nowhere", "out", "--pattern", "2:4"), "give n:m:vector")],
+    [
+        (("nowhere", "out"), "is no configuration"),
+        (("nowhere", "out", "--pattern", "2:4"), "give n:m:vector"),
+        ((None, "out"), "has neither model.safetensors nor"),
+    ],
 )
-def test_convert_of_nothing(arguments, problem):
-    done = run("convert", *arguments)
+def test_convert_of_nothing(arguments, problem, tmp_path):
+    MixtralConfig(**SIZES).save_pretrained(tmp_path)
+    checkpoint, *others = arguments
+    done = run("convert", checkpoint or tmp_path, *others)
     assert done.exit_code == 2 and problem in done.stderr.replace("\n", " ")

@@ -4,11 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from samoyeds_codegen import build
 from samoyeds_codegen.cpp import ops
 from samoyeds_codegen.errors import CompilationError
+from samoyeds_codegen.gpu import results
+from samoyeds_codegen.gpu.apart import proven_apart
+from samoyeds_codegen.gpu.device import Device
 from samoyeds_codegen.triton.build import load_text
+from samoyeds_codegen.triton.sample import Form
+from samoyeds_codegen.triton.spec import ExpertsSpec, Pattern
 from tests.cli.run import run
 
 TEXT = '// A number. Generated, do not edit.\nextern "C" int number() { return %d; }\n'
@@ -65,6 +71,19 @@ def test_cubins_and_triton_texts(cache: Path) -> None:
     (cache / found["triton-up"]["name"]).write_text("NUMBER = 4\n")
     assert run("cache", "verify").exit_code == 1
     assert json.loads(run("cache", "clear", "--json").stdout)["removed"] == 4 and not list(cache.iterdir())
+
+
+def test_what_is_known_of_devices_is_no_kernel(cache: Path) -> None:
+    """Times and proofs are kept, but nothing vouches for them: not entries that are spoiled, nor removed with them."""
+    device = Device("A100", (8, 0), 108, 1.41e9, 2.0e12)
+    spec = ExpertsSpec("bfloat16", Pattern(1, 2, 64), "silu(gate) * up", True)
+    results.keep(device, {"block": {"candidate": 1.0}})
+    proven_apart(spec, "mma", Form(), torch.device("cpu"), device, lambda question: '{"reason": "wrong"}')
+    assert len(json.loads(run("cache", "ls", "--json").stdout)) == 2 and run("cache", "verify").exit_code == 0
+    assert run("doctor").exit_code == 0
+    run("cache", "clear")
+    assert results.stored(device) == {"block": {"candidate": 1.0}}
+    assert proven_apart(spec, "mma", Form(), torch.device("cpu"), device, lambda question: "") == "wrong"
 
 
 def test_doctor(cache: Path) -> None:

@@ -93,6 +93,7 @@ static double error(int64_t tokens, int64_t hidden, int64_t width) {
   Arguments a{};
   a.x = x.data(), a.ids = ids.data(), a.weights = weights.data(), a.out = out.data(), a.x_stride = hidden;
   a.tokens = tokens, a.top_k = top_k, a.experts = experts, a.hidden = hidden, a.ids_are_int64 = 1, a.threads = 2;
+  a.few = (int64_t(1) << 15) - 1;
   a.gate = gate.matrix(), a.up = up.matrix(), a.down = down.matrix();
   if (samoyeds_experts(&a)) return 1e9;
 

@@ -42,9 +42,18 @@ def only_entry(cache: Path) -> Path:
 def test_compiled_loaded_and_private(cache: Path) -> None:
     assert load(answer(41)).answer() == 41
     entry = only_entry(cache)
-    assert {p.name for p in entry.iterdir()} == {"kernel.cpp", "kernel.so", "kernel.sha256"}
+    assert {p.name for p in entry.iterdir()} == {"kernel.cpp", "kernel.so", "kernel.sha256", "kernel.log"}
     assert (entry / "kernel.cpp").read_text() == answer(41).text
     assert [stat.S_IMODE(p.stat().st_mode) for p in (cache, entry)] == [0o700, 0o700]
+
+
+def test_log_says_how_it_was_compiled(cache: Path) -> None:
+    source = Source("answer", '#warning "look here"\n' + answer(40).text, ("-DUNUSED=1",))
+    compiler, command, seconds, *said = build.compile_log(load(source)).splitlines()
+    assert compiler == build.find_compiler().version.splitlines()[0]
+    assert "kernel.cpp -std=c++17" in command and "-DUNUSED=1 -o kernel.so" in command
+    assert str(cache) not in command
+    assert seconds.endswith(" s") and "look here" in "\n".join(said)
 
 
 def test_compiler_of_several_words(monkeypatch: pytest.MonkeyPatch) -> None:

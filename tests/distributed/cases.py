@@ -290,11 +290,14 @@ def all_reduce() -> Result:
 
 
 class Dispatched(nn.Module):
-    """Rows sent to the experts' ranks and back, written as torchtitan's ``AllToAllTokenDispatcher`` is."""
+    """Rows sent to the experts' ranks and back, written as torchtitan's ``AllToAllTokenDispatcher`` is.
 
-    def __init__(self, whole: nn.Module, mesh: DeviceMesh) -> None:
+    Without a mesh all experts are here and nothing is sent.
+    """
+
+    def __init__(self, whole: nn.Module, mesh: DeviceMesh | None) -> None:
         super().__init__()
-        own = slice(2 * mesh.get_local_rank(), 2 * mesh.get_local_rank() + 2)
+        own = slice(None) if mesh is None else slice(2 * mesh.get_local_rank(), 2 * mesh.get_local_rank() + 2)
         gate, up = (part[own].detach().clone() for part in whole.gate_up_proj.chunk(2, dim=1))
         self.w1_EFD, self.w3_EFD = nn.Parameter(gate.bfloat16()), nn.Parameter(up.bfloat16())
         self.w2_EDF = nn.Parameter(whole.down_proj[own].detach().clone().bfloat16())
@@ -302,19 +305,24 @@ class Dispatched(nn.Module):
 
     def forward(self, x_TD: Tensor, ids_TK: Tensor, scores_TK: Tensor) -> Tensor:
         order = torch.argsort(ids_TK.view(-1), stable=True)
-        counts = torch.histc(ids_TK.view(-1).float(), bins=EXPERTS, min=0, max=EXPERTS - 1).long().view(RANKS, -1)
-        received = all_to_all_single(counts, None, None, self.mesh)
-        received = torch.ops._c10d_functional.wait_tensor(received)
+        counts_E = torch.histc(ids_TK.view(-1).float(), bins=EXPERTS, min=0, max=EXPERTS - 1).long()
+        rows_ND = x_TD[order // TOP_K]
+        y_ND = self.experts(rows_ND, counts_E) if self.mesh is None else self.elsewhere(rows_ND, counts_E)
+        weighted = (y_ND.float() * scores_TK.view(-1)[order].unsqueeze(-1)).to(x_TD.dtype)
+        token = (order // TOP_K).unsqueeze(-1).expand(-1, x_TD.shape[1])
+        return torch.zeros_like(x_TD).scatter_add(0, token, weighted)
+
+    def elsewhere(self, rows_ND: Tensor, counts_E: Tensor) -> Tensor:
+        """What the experts of all ranks make of the rows, which are sorted by expert."""
+        counts = counts_E.view(RANKS, -1)
+        received = torch.ops._c10d_functional.wait_tensor(all_to_all_single(counts, None, None, self.mesh))
         sent_sizes, sizes = counts.sum(1).tolist(), received.sum(1).tolist()
-        rows_RD = all_to_all_single_autograd(x_TD[order // TOP_K], sizes, sent_sizes, self.mesh)
+        rows_RD = all_to_all_single_autograd(rows_ND, sizes, sent_sizes, self.mesh)
         index, per_expert = self.by_expert(received, rows_RD.shape[0])
         y_RD = self.experts(rows_RD[index], per_expert)
         back_RD = y_RD.new_empty(rows_RD.shape)
         back_RD[index] = y_RD
-        y_ND = all_to_all_single_autograd(back_RD, sent_sizes, sizes, self.mesh)
-        weighted = (y_ND.float() * scores_TK.view(-1)[order].unsqueeze(-1)).to(x_TD.dtype)
-        token = (order // TOP_K).unsqueeze(-1).expand(-1, x_TD.shape[1])
-        return torch.zeros_like(x_TD).scatter_add(0, token, weighted)
+        return all_to_all_single_autograd(back_RD, sent_sizes, sizes, self.mesh)
 
     def by_expert(self, counts: Tensor, total: int) -> tuple[Tensor, Tensor]:
         """From rank-major order to expert-major."""
@@ -334,17 +342,18 @@ class Dispatched(nn.Module):
 
 
 def torchtitan() -> Result:
-    """As torchtitan compiles it: one graph, with the sizes of the exchange captured."""
-    torch._dynamo.config.capture_scalar_outputs = True
-    report, found, expected = Report(), [], []
-    module = Dispatched(mixtral_experts(), init_device_mesh("cpu", (RANKS,)))
-    forward = torch.compile(module, fullgraph=True, **how(report))
-    for seed, among in enumerate(ROUTINGS.values()):
-        for runs, function in ((found, forward), (expected, module)):
-            runs += run_experts(function, list(module.parameters()), 10 * seed + dist.get_rank(), among)
-    torch._dynamo.config.capture_scalar_outputs = False
+    """As torchtitan compiles it, one graph with the sizes of the exchange captured; against one process."""
+    report, found, expected, rank = Report(), [], [], dist.get_rank()
+    alone, module = (Dispatched(mixtral_experts(), mesh) for mesh in (None, init_device_mesh("cpu", (RANKS,))))
+    forward, own = torch.compile(module, fullgraph=True, **how(report)), slice(2 * rank, 2 * rank + 2)
+    with torch._dynamo.config.patch(capture_scalar_outputs=True):
+        for seed, among in enumerate(ROUTINGS.values()):
+            found += run_experts(forward, list(module.parameters()), 10 * seed + rank, among)
+            runs = [run_experts(alone, list(alone.parameters()), 10 * seed + r, among) for r in range(RANKS)]
+            expected += [*runs[rank][:3], *(sum(run[i] for run in runs)[own] for i in (3, 4, 5))]
     keep = [i for i, e in enumerate(expected) if e.abs().max() > 0]
-    return result(report, [found[i].float() for i in keep], [expected[i].float() for i in keep])
+    assert all(float(found[i].abs().max()) == 0 for i in set(range(len(found))) - set(keep))
+    return result(report, [found[i] for i in keep], [expected[i] for i in keep])
 
 
 def ranks_apart() -> Result:

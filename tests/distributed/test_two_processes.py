@@ -34,12 +34,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
-def of(results: Results, name: str) -> Results:
+def of(results: Results, name: str, tolerance: float = TOLERANCE) -> Results:
     """What both ranks say of a case."""
     found = [result[name] for result in results]
     for rank in found:
         assert "error" not in rank, rank["error"]
-        assert rank["deviation"] < TOLERANCE and rank["discarded"] == []
+        assert rank["deviation"] < tolerance and rank["discarded"] == []
     return found
 
 
@@ -75,10 +75,13 @@ def test_all_reduce_of_transformers(results: Results) -> None:
 
 
 def test_dispatch_of_torchtitan(results: Results) -> None:
-    """One graph with all three exchanges in it, in order, over sizes that are known only when it runs."""
-    for rank in of(results, "torchtitan"):
-        assert (rank["graphs"], rank["rewritten"], rank["agree"]) == (1, 0, "")
-        assert rank["left"] == [": its rows come sorted by expert from other ranks"]
+    """One graph with all three exchanges in it, in order, over sizes that are known only when it runs.
+
+    Uneven routing, an expert without tokens, a rank without tokens; the experts between the exchanges are rewritten.
+    In bfloat16, of which each product rounds by up to 0.004.
+    """
+    for rank in of(results, "torchtitan", tolerance=0.02):
+        assert (rank["graphs"], rank["rewritten"], rank["left"], rank["agree"]) == (1, 1, [], "")
         assert rank["collectives"] == ["all_to_all_single, all_to_all_single, all_to_all_single"]
 
 

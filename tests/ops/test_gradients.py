@@ -8,6 +8,7 @@ import itertools
 import pytest
 import torch
 
+from samoyeds_compile.layout.algebra import Layout
 from samoyeds_compile.ops import token_products
 from samoyeds_compile.sparsity import PackedTensor, SparsityConfig, best_mask
 from tests.ops.operands import floating, leaves_of, operands, randn, results
@@ -101,6 +102,24 @@ def token_outer():
     return lambda x, grad: OPS.token_outer(x, order, slot, grad, offsets, True), args
 
 
+def in_range():
+    """Both ops: what begins the range of a profiler, and what ends it."""
+    x = randn(torch.Generator().manual_seed(3), F64, 4, 6)
+
+    def run(x):
+        copy, handle = OPS.range_enter(x, "block")
+        return OPS.range_exit(copy, handle)
+
+    return run, [x]
+
+
+def layout(target):
+    """Of a plan without slots of nobody, which give no gradients."""
+    plan, x = OPS.route(IDS.clamp(min=0), 5), randn(torch.Generator().manual_seed(3), F64, 4, 6)
+    source, after = Layout(dtype=F64), Layout("slots", *target, dtype=F64)
+    return lambda x: OPS.convert_layout(x, *plan, source.name, after.name), [x]
+
+
 def batched():
     _, _, gate, up, down, up_bias, down_bias, tail, *_ = stage_operands()
     x = randn(torch.Generator().manual_seed(3), F64, 5, 2, 6)
@@ -108,6 +127,13 @@ def batched():
         lambda x, up, down, *biases: OPS.experts_batched(x, gate, up, down, None, *biases, *tail, F64, None),
         [x, up, down, up_bias, down_bias],
     )
+
+
+def sorted_rows():
+    offsets, layout = torch.tensor([2, 2, 3, 3, 7], dtype=torch.int32), ("silu(gate) * up", "separate", "out_in")
+    g = torch.Generator().manual_seed(4)
+    args = [randn(g, F64, *shape) for shape in ((7, 6), (5, 4, 6), (5, 4, 6), (5, 6, 4))]
+    return lambda x, gate, up, down: OPS.experts_sorted(x, offsets, [gate], [up], [down], *layout, F64, None), args
 
 
 def packed():
@@ -134,6 +160,7 @@ CASES = {
     "experts_gpu": canonical(OPS.experts_gpu),
     "experts_packed": packed,
     "experts_batched": batched,
+    "experts_sorted": sorted_rows,
     "expert_up": lambda: up(""),
     "expert_up matrices": lambda: up("up"),
     "expert_down": lambda: down(""),
@@ -144,6 +171,10 @@ CASES = {
     "expert_outer": outer,
     "token_linear": token_linear,
     "token_outer": token_outer,
+    "range_enter": in_range,
+    "range_exit": in_range,
+    "convert_layout": lambda: layout(()),
+    "convert_layout pairs": lambda: layout(("feature", "pairs", 4)),
 }
 
 

@@ -46,6 +46,20 @@ class Model(nn.Module):
         return x
 
 
+class Plain(nn.Module):
+    """Experts without a gate, whose result is the output of the program."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(16, 4)
+        self.up, self.down = (nn.Parameter(torch.randn(4, *shape) * 0.3) for shape in ((24, 16), (16, 24)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, ids = self.router(x).softmax(-1).topk(2)
+        h = nn.functional.gelu(torch.einsum("th,tkih->tki", x, self.up[ids]))
+        return (torch.einsum("tki,tkhi->tkh", h, self.down[ids]) * weights.unsqueeze(-1)).sum(1)
+
+
 def exported(model: nn.Module, **options: Any) -> tuple[torch.export.ExportedProgram, Report]:
     """Exported for any number of tokens, and rewritten."""
     report, tokens = Report(), {"x": {0: torch.export.Dim.DYNAMIC}}
@@ -70,11 +84,12 @@ def test_rewritten_and_equal() -> None:
 
 
 @pytest.mark.inductor
-def test_second_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "blocks"), [(Model, 2), (Plain, 1)])
+def test_second_process(tmp_path: Path, kind: type[nn.Module], blocks: int) -> None:
     """Saved as a program, and compiled by AOTInductor; both loaded elsewhere give what the model gives here."""
-    model = Model().eval()
+    model = kind().eval()
     program, report = exported(model)
-    assert len(report.rewritten) == 2
+    assert len(report.rewritten) == blocks
     inputs = [torch.randn(tokens, 16) for tokens in (6, 3, 20)]
     torch.save(inputs, tmp_path / "inputs.pt")
     torch.export.save(program, tmp_path / "exported.pt2")

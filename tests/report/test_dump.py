@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from samoyeds_compile import Report
+from samoyeds_compile import Report, repro
 from samoyeds_compile.report import files
 from tests.blocks import Block
 from tests.models import families
@@ -31,12 +31,26 @@ def test_every_program_of_the_demo_models_runs(name, tmp_path, capsys):
     model.set_experts_implementation("grouped_mm")
     report = dumped(model, families.inputs(entry, model), tmp_path)
     assert report.rewritten and not report.graphs[0].left_out
-    programs = sorted(tmp_path.glob("graph_*/**/*.py"))
+    check_programs(tmp_path, capsys)
+
+
+def check_programs(folder, capsys):
+    """Each file runs and agrees with ``before.py``, alone and by the command that replays a block."""
+    programs = sorted(folder.glob("graph_*/**/*.py"))
     assert {p.name for p in programs} >= {"before.py", "after_rewrite.py", "after_lower.py", "block.py"}
     for program in programs:
         capsys.readouterr()
         runpy.run_path(str(program), run_name="__main__")
         assert ("equal" in capsys.readouterr().out) == (program.name != "before.py"), program
+    for program in folder.glob("graph_*/blocks/*/block.py"):
+        assert repro.main([str(program.parents[2]), program.parent.name, "--seeds", "1"]) == 0, program
+
+
+def test_kernels_come_with_their_logs(tmp_path):
+    dumped(Block(), {"x": torch.randn(64, 16)}, tmp_path)
+    (text,), (log,) = (sorted(tmp_path.glob(f"graph_000/kernels/*{suffix}")) for suffix in (".cpp", ".log"))
+    assert text.stem == log.stem and "kernel.cpp" in log.read_text().splitlines()[1]
+    assert log.name in (tmp_path / "report.html").read_text()
 
 
 def test_programs_notice_another_result(tmp_path):

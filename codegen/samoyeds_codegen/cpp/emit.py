@@ -7,7 +7,7 @@ from pathlib import Path
 
 from samoyeds_codegen.cpp.activation import to_cpp
 from samoyeds_codegen.cpp.isa import Isa
-from samoyeds_codegen.cpp.spec import STRIP, DenseExpertsSpec, ExpertsSpec
+from samoyeds_codegen.cpp.spec import DenseExpertsSpec, ExpertsSpec, strip_rows
 
 TEMPLATES = Path(__file__).parent / "templates"
 _INCLUDES = "algorithm array atomic cmath cstdint cstring exception new utility vector omp.h".split()
@@ -18,20 +18,18 @@ _TILES = {"amx": ["amx_unit.h", "amx_tiles.h"]}
 """What kernels share that have tokens on the right side of a product."""
 _PANEL = 16
 """Output rows that are computed together, but of strips."""
-_BY_COLUMNS_DOT_TOKENS = 16
-"""Most tokens of an expert for which dot products are best if weights lie by columns, in all variants; measured."""
 
 
 def emit(spec: ExpertsSpec | DenseExpertsSpec, isa: Isa) -> str:
     """C++ of one kernel for one instruction set; the same text for the same arguments."""
     includes = [*_INCLUDES, *(["immintrin.h"] if isa.features else [])]
     if isinstance(spec, ExpertsSpec):
-        constants, many = _packed_constants(spec, isa), isa.many
+        constants, many = _packed_constants(spec), isa.many
         weights = ["packed_matrix.h", *_packed_weights(spec, isa)]
         kernels = _strip_kernels(many) if spec.strips else ["dot.h", "dot_panels.h", *_TILES.get(many, []), f"{many}.h"]
     else:
         order = "columns" if spec.by_columns else "rows"
-        constants, many = _dense_constants(spec, isa), _DENSE[isa.many]
+        constants, many = _dense_constants(spec), _DENSE[isa.many]
         weights = ["dense_matrix.h", isa.header, f"dense_{order}.h"]
         few = [f"dense_{order}_dot.h", *([] if spec.by_columns else ["dot_panels.h"])]
         tiles = [*_TILES[many], f"dense_{order}_{many}.h"] if many in _TILES else []
@@ -61,23 +59,20 @@ def _strip_kernels(many: str) -> list[str]:
 
 def _constants(spec: ExpertsSpec | DenseExpertsSpec, more: list[str]) -> str:
     gated = f"constexpr bool GATED = {str(spec.gated).lower()};"
-    return "\n".join([*more, gated, f"using Weight = {_WEIGHT[spec.dtype]};"])
+    return "\n".join([*more, *spec.layouts.constants, gated, f"using Weight = {_WEIGHT[spec.dtype]};"])
 
 
-def _packed_constants(spec: ExpertsSpec, isa: Isa) -> list[str]:
+def _packed_constants(spec: ExpertsSpec) -> list[str]:
     return [
         f"constexpr int N = {spec.n}, M = {spec.m}, V = {spec.vector}, GROUP = {spec.group};",
-        _panel(STRIP * spec.m // spec.n if spec.strips else _PANEL),
-        f"constexpr int DOT_TOKENS = {isa.strip_dot_tokens if spec.strips else isa.dot_tokens};",
+        _panel(strip_rows(spec.n, spec.m) if spec.strips else _PANEL),
         *_grain(4, 4),
     ]
 
 
-def _dense_constants(spec: DenseExpertsSpec, isa: Isa) -> list[str]:
-    tokens = _BY_COLUMNS_DOT_TOKENS if spec.by_columns else isa.dense_dot_tokens
+def _dense_constants(spec: DenseExpertsSpec) -> list[str]:
     # By columns memory is read in longer pieces if more panels are taken at once.
-    grain = _grain(1, 512) if spec.by_columns else _grain(4, 4)
-    return [_panel(_PANEL), f"constexpr int DOT_TOKENS = {tokens};", *grain]
+    return [_panel(_PANEL), *(_grain(1, 512) if spec.by_columns else _grain(4, 4))]
 
 
 def _panel(rows: int) -> str:

@@ -24,9 +24,6 @@ class Isa:
         features: what ``/proc/cpuinfo`` must list.
         dtypes: of weights, that the variant is for.
         many: the kernel for experts with many tokens, a template and its namespace.
-        dot_tokens: most tokens of an expert for which dot products beat that one; measured.
-        strip_dot_tokens: the same for weights in strips.
-        dense_dot_tokens: the same for dense weights.
     """
 
     name: str
@@ -35,9 +32,6 @@ class Isa:
     features: frozenset[str] = frozenset()
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     many: str = "spmm"
-    dot_tokens: int = 14
-    strip_dot_tokens: int = 20
-    dense_dot_tokens: int = 16
 
 
 def _isa(name: str, header: str, *features: str, **more: Any) -> Isa:
@@ -49,16 +43,7 @@ def _isa(name: str, header: str, *features: str, **more: Any) -> Isa:
 _BASE = ("avx2", "fma")
 _AVX512 = (*_BASE, "avx512f", "avx512bw", "avx512dq", "avx512vl")
 _AMX = (*_AVX512, "avx512_vbmi2", "avx512_bf16", "amx_tile", "amx_bf16")
-AMX = _isa(
-    "avx512_amx",
-    "avx512.h",
-    *_AMX,
-    dtypes=("bfloat16",),
-    many="amx",
-    dot_tokens=8,
-    strip_dot_tokens=2,
-    dense_dot_tokens=4,
-)
+AMX = _isa("avx512_amx", "avx512.h", *_AMX, dtypes=("bfloat16",), many="amx")
 AVX512 = _isa("avx512", "avx512.h", *_AVX512)
 AVX2 = _isa("avx2", "avx2.h", *_BASE)
 PORTABLE = Isa("portable", "portable.h")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 
-from samoyeds_codegen.build import Source, load
+from samoyeds_codegen.build import Source, compile_log, load
 from samoyeds_codegen.cpp.emit import emit
 from samoyeds_codegen.cpp.isa import PORTABLE, Isa, runs_here, usable_isas
 from samoyeds_codegen.cpp.ops import arguments_size, ops_library
@@ -32,13 +32,19 @@ class ExpertsKernel:
         if self._library.samoyeds_arguments_size() != arguments_size(kind):
             raise CompilationError("the kernel and its caller lay out their arguments differently")
 
+    @property
+    def log(self) -> str:
+        """How it was compiled."""
+        return compile_log(self._library)
+
     def use(self) -> None:
         """Have the ops run this kernel for its specification."""
         spec = self.spec
         pattern = (spec.n, spec.m, spec.vector, spec.group) if isinstance(spec, ExpertsSpec) else (0, 0, 0, 0)
         address = ctypes.cast(self._library.samoyeds_experts, ctypes.c_void_p)
         order = spec.strips if isinstance(spec, ExpertsSpec) else spec.by_columns
-        ops_library().samoyeds_add_kernel(spec.name.encode(), address, *pattern, order)
+        most = -1 if spec.layouts.most is None else spec.layouts.most
+        ops_library().samoyeds_add_kernel(spec.name.encode(), address, *pattern, order, spec.layouts.few, most)
 
 
 @functools.lru_cache(maxsize=64)

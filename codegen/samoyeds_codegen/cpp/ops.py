@@ -61,7 +61,7 @@ def ops_library() -> ctypes.CDLL:
     """
     library = load(Source("ops", emit_ops(), _flags()))
     library.samoyeds_threads.restype, library.samoyeds_threads.argtypes = ctypes.c_int64, (ctypes.c_int64,)
-    library.samoyeds_add_kernel.argtypes = (ctypes.c_char_p, ctypes.c_void_p, *[ctypes.c_int64] * 5)
+    library.samoyeds_add_kernel.argtypes = (ctypes.c_char_p, ctypes.c_void_p, *[ctypes.c_int64] * 7)
     library.samoyeds_add_kernel.restype = None
     return library
 

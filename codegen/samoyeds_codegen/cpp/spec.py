@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from samoyeds_codegen import expr
 from samoyeds_codegen.cpp.activation import to_cpp
+from samoyeds_codegen.cpp.layouts import Layouts
 from samoyeds_codegen.errors import UnsupportedSpecError
 
 DTYPES = ("float32", "bfloat16")
@@ -13,6 +14,11 @@ PATTERNS = ((1, 1), (1, 2), (2, 4))
 VECTORS = (16, 32, 64, 128)
 STRIP = 16
 """Condensed rows that lie side by side in strips."""
+
+
+def strip_rows(n: int, m: int) -> int:
+    """Output rows of a strip, whose condensed rows keep n sub-rows of each m."""
+    return STRIP * m // n
 
 
 def _require(holds: bool, reason: str) -> None:
@@ -40,6 +46,7 @@ class ExpertsSpec:
         activation: an expression of `samoyeds_codegen.expr`.
         gated: whether there is a gate, so that the expression reads ``gate`` and ``up``, not ``x``.
         strips: whether storage lies in strips (`samoyeds_compile.sparsity.strips`); else it is canonical, row by row.
+        layouts: of the edges inside.
 
     Raises:
         UnsupportedSpecError: there is no kernel for it.
@@ -53,6 +60,7 @@ class ExpertsSpec:
     activation: str
     gated: bool
     strips: bool = False
+    layouts: Layouts = field(default_factory=Layouts)
 
     def __post_init__(self) -> None:
         _check(self.dtype, self.activation, self.gated)
@@ -64,15 +72,15 @@ class ExpertsSpec:
     def name(self) -> str:
         """What ops call the kernel; one short text, as each argument of an op takes time in each call."""
         form, order = "gated" if self.gated else "plain", "strips" if self.strips else "rows"
-        return f"{self.dtype} {self.n} {self.m} {self.vector} {self.group} {order} {form} {self.activation}"
+        pattern = f"{self.n} {self.m} {self.vector} {self.group} {order}"
+        return f"{self.dtype} {self.layouts.name} {pattern} {form} {self.activation}"
 
     @classmethod
     def named(cls, name: str) -> ExpertsSpec:
         """Inverse of `name`."""
-        dtype, n, m, vector, group, order, form, activation = name.split(" ", 7)
-        return cls(
-            dtype, int(n), int(m), int(vector), int(group), activation, form == "gated", order == "strips"
-        )  # fmt: skip
+        dtype, layouts, n, m, vector, group, order, form, activation = name.split(" ", 8)
+        pattern = int(n), int(m), int(vector), int(group)
+        return cls(dtype, *pattern, activation, form == "gated", order == "strips", Layouts.named(layouts))
 
     def __str__(self) -> str:
         """One line for reports."""
@@ -90,6 +98,7 @@ class DenseExpertsSpec:
         activation: an expression of `samoyeds_codegen.expr`.
         gated: whether there is a gate, so that the expression reads ``gate`` and ``up``, not ``x``.
         by_columns: whether weights of one input are contiguous, as in stacks [E, in, out]; else those of one output.
+        layouts: of the edges inside.
 
     Raises:
         UnsupportedSpecError: there is no kernel for it.
@@ -99,6 +108,7 @@ class DenseExpertsSpec:
     activation: str
     gated: bool
     by_columns: bool = False
+    layouts: Layouts = field(default_factory=Layouts)
 
     def __post_init__(self) -> None:
         _check(self.dtype, self.activation, self.gated)
@@ -111,10 +121,10 @@ class DenseExpertsSpec:
     def name(self) -> str:
         """What ops call the kernel."""
         order, form = "columns" if self.by_columns else "rows", "gated" if self.gated else "plain"
-        return f"{self.dtype} {order} {form} {self.activation}"
+        return f"{self.dtype} {self.layouts.name} {order} {form} {self.activation}"
 
     @classmethod
     def named(cls, name: str) -> DenseExpertsSpec:
         """Inverse of `name`."""
-        dtype, order, form, activation = name.split(" ", 3)
-        return cls(dtype, activation, form == "gated", order == "columns")
+        dtype, layouts, order, form, activation = name.split(" ", 4)
+        return cls(dtype, activation, form == "gated", order == "columns", Layouts.named(layouts))

@@ -7,12 +7,13 @@ It needs the packages ``cuda-bindings`` and ``nvidia-cuda-nvrtc``: CUDA builds o
 from __future__ import annotations
 
 import hashlib
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from samoyeds_codegen.build import cached
-from samoyeds_codegen.errors import CompilationError, CompilerNotFoundError
+from samoyeds_codegen.build import LOG, cache_directory, cached, log_text
+from samoyeds_codegen.errors import CompilationError, CompilerNotFoundError, KernelError
 
 OPTIONS = ("--std=c++17", "--ptxas-options=-v")
 REMEDY = 'pip install "samoyeds-compile[cuda-compile]"'
@@ -34,9 +35,21 @@ def compile_cubin(text: str, target: str, name: str = "cuda") -> Path:
         CompilationError: it refused the text.
         CacheError: there is no folder for the result.
     """
-    key = "\0".join((text, target, version(), *OPTIONS))
-    entry = f"{name}-{target}-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+    entry = _entry(text, target, name)
     return cached(entry, "kernel.cubin", lambda folder: _compile_into(folder, text, target)) / "kernel.cubin"
+
+
+def compile_log(text: str, target: str, name: str = "cuda") -> str:
+    """How a cubin was compiled: version, options, seconds, messages; empty if the cache does not have it."""
+    try:
+        return (cache_directory() / _entry(text, target, name) / LOG).read_text()
+    except (OSError, KernelError):
+        return ""
+
+
+def _entry(text: str, target: str, name: str) -> str:
+    key = "\0".join((text, target, version(), *OPTIONS))
+    return f"{name}-{target}-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
 
 
 def version() -> str:
@@ -69,9 +82,11 @@ def _checked(nvrtc: ModuleType, answer: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _compile_into(folder: Path, text: str, target: str) -> None:
     (folder / "kernel.cu").write_text(text)
-    cubin, log = _compile(text, target)
+    start = time.perf_counter()
+    cubin, said = _compile(text, target)
     (folder / "kernel.cubin").write_bytes(cubin)
-    (folder / "kernel.log").write_text(log)
+    command = ["nvrtc", f"--gpu-architecture={target}", *OPTIONS, "kernel.cu"]
+    (folder / LOG).write_text(log_text(f"NVRTC {version()}", command, time.perf_counter() - start, said))
 
 
 def _compile(text: str, target: str) -> tuple[bytes, str]:

@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from samoyeds_codegen.build import cache_directory
 from samoyeds_codegen.cuda.emit import emit
 from samoyeds_codegen.errors import KernelError
+from samoyeds_codegen.files import write_whole
 from samoyeds_codegen.gpu.candidate import candidates
 from samoyeds_codegen.gpu.candidate import projection as cuda_spec
 from samoyeds_codegen.gpu.device import Device
@@ -56,7 +56,7 @@ def proven_apart(
             return str(json.loads(where.read_text())["reason"])
         reason = str(json.loads((ask or _ask)(question))["reason"])
         if not reason.startswith(MOMENTARY):
-            _keep(where, reason)
+            write_whole(where, json.dumps({"reason": reason}))
     except (KernelError, OSError, ValueError, KeyError) as error:
         return f"{type(error).__name__}: {error}"
     return reason
@@ -70,7 +70,7 @@ def _file(spec: ExpertsSpec, kind: str, form: Form, numbers: Device) -> Path:
     ]
     texts = "\0".join(map(emit, kernels))
     key = f"{texts}\0{form}\0{numbers.name}\0{torch.version.cuda}\0{_driver()}"
-    return cache_directory() / f"proof-{kind}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    return cache_directory("devices") / f"proof-{kind}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
 @functools.cache
@@ -91,10 +91,3 @@ def _ask(question: str) -> str:
     if done.returncode:
         return json.dumps({"reason": f"the proof ended with status {done.returncode}: {done.stderr.strip()[-300:]}"})
     return done.stdout.strip().splitlines()[-1]
-
-
-def _keep(where: Path, reason: str) -> None:
-    """The file appears whole, by a rename."""
-    with tempfile.NamedTemporaryFile("w", dir=where.parent, prefix="making-", delete=False) as made:
-        json.dump({"reason": reason}, made)
-    os.replace(made.name, where)

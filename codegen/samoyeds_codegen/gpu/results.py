@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import torch
 
 from samoyeds_codegen.build import cache_directory
 from samoyeds_codegen.errors import CacheError
+from samoyeds_codegen.files import write_whole
 from samoyeds_codegen.gpu.candidate import Candidate
 from samoyeds_codegen.gpu.cost import Block
 from samoyeds_codegen.gpu.device import Device
@@ -35,7 +34,7 @@ def path(device: Device) -> Path:
         CacheError: there is no folder for it.
     """
     name = f"{device.name} {device.capability} {device.processors}"
-    return cache_directory() / f"tuned-{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+    return cache_directory("devices") / f"tuned-{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
 
 
 def stored(device: Device) -> Results:
@@ -47,6 +46,12 @@ def stored(device: Device) -> Results:
         return {}
 
 
+def of_block(spec: ExpertsSpec, block: Block, device: Device) -> Results:
+    """All results of one block, whatever the number of slots."""
+    before, after = key(spec, block, 0).split(" 0 ", 1)
+    return {k: v for k, v in stored(device).items() if k.startswith(f"{before} ") and k.endswith(f" {after}")}
+
+
 def fastest(
     spec: ExpertsSpec, block: Block, slots: int, device: Device, among: Iterable[Candidate]
 ) -> Candidate | None:  # fmt: skip
@@ -56,7 +61,7 @@ def fastest(
 
 
 def keep(device: Device, new: Mapping[str, Mapping[str, float]]) -> None:
-    """Add results. The file appears whole, by a rename.
+    """Add results.
 
     Raises:
         CacheError: it cannot be written.
@@ -64,8 +69,6 @@ def keep(device: Device, new: Mapping[str, Mapping[str, float]]) -> None:
     where = path(device)
     whole = stored(device) | {name: dict(times) for name, times in new.items()}
     try:
-        with tempfile.NamedTemporaryFile("w", dir=where.parent, prefix="making-", delete=False) as made:
-            json.dump(whole, made, indent=1)
-        os.replace(made.name, where)
+        write_whole(where, json.dumps(whole, indent=1))
     except OSError as error:
         raise CacheError(f"{where} cannot be written ({error}); set another SAMOYEDS_CACHE_DIR") from error

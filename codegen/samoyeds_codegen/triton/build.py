@@ -7,12 +7,12 @@ it is used, and what does not fit is written again; a file appears whole, by a r
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from pathlib import Path
 from types import ModuleType
 
 from samoyeds_codegen.build import cache_directory
 from samoyeds_codegen.errors import CacheError, CompilationError
+from samoyeds_codegen.files import write_whole
 
 
 def load_text(name: str, text: str) -> ModuleType:
@@ -42,14 +42,7 @@ def _stored(name: str, text: str) -> Path:
     path = cache_directory() / f"triton-{name}-{digest}.py"
     try:
         if not path.exists() or path.read_text() != text:
-            _write(path, text)
+            write_whole(path, text)
     except OSError as error:
         raise CacheError(f"{path} cannot be written ({error}); set another SAMOYEDS_CACHE_DIR") from error
     return path
-
-
-def _write(path: Path, text: str) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix="making-", ignore_cleanup_errors=True) as scratch:
-        made = Path(scratch) / path.name
-        made.write_text(text)
-        made.rename(path)

@@ -22,6 +22,9 @@ def cache(tmp_path, monkeypatch):
 def test_compiled_once(cache, monkeypatch) -> None:
     first = nvrtc.compile_cubin(TEXT % 1, "sm_80")
     assert first.read_bytes()[:4] == b"\x7fELF" and first.with_name("kernel.cu").read_text() == TEXT % 1
+    version, command, *_, said = nvrtc.compile_log(TEXT % 1, "sm_80").splitlines()
+    assert version.startswith("NVRTC ") and command.startswith("nvrtc --gpu-architecture=sm_80 ") and said
+    assert nvrtc.compile_log(TEXT % 2, "sm_80") == ""
     monkeypatch.setattr(nvrtc, "_compile", None)
     assert nvrtc.compile_cubin(TEXT % 1, "sm_80") == first
 

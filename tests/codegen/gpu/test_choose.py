@@ -10,7 +10,7 @@ from samoyeds_codegen.gpu.candidate import KINDS, candidates, projection
 from samoyeds_codegen.gpu.choose import choose, regime
 from samoyeds_codegen.gpu.cost import Block, cost, wgmma_share
 from samoyeds_codegen.gpu.device import NONE, Device, device_of
-from samoyeds_codegen.gpu.results import keep, key, path, stored
+from samoyeds_codegen.gpu.results import keep, key, of_block, path, stored
 from samoyeds_codegen.gpu.tune import MOST, tune
 from samoyeds_codegen.triton.spec import ExpertsSpec, Pattern
 
@@ -136,6 +136,9 @@ def test_measured_results_decide() -> None:
     assert len(times) <= MOST and min(times, key=times.__getitem__) == list(times)[2]
     assert str(choose(spec(), SMALL, 8, A100, f"{ALL} tuned")) == list(times)[2]
     assert choose(spec(), SMALL, 8, A100, ALL) == before
+    tuned(Timer(1.0), slots=(64,))
+    keep(A100, {key(spec(), QWEN, 8): {"x": 1.0}})
+    assert of_block(spec(), SMALL, A100).keys() == {key(spec(), SMALL, 8), key(spec(), SMALL, 64)}
     assert choose(spec(), SMALL, 4096, A100, f"{ALL} tuned") == choose(spec(), SMALL, 4096, A100, ALL)
 
 

@@ -155,7 +155,7 @@ def test_form_of_weights():
 def as_if_cuda(monkeypatch):
     """Blocks on the CPU are lowered as those on a CUDA device are."""
 
-    def choose(ids, gate, up, down, *options, bias=False, triton=None, measure=False):
+    def choose(ids, gate, up, down, *options, bias=False, triton=None, measure=False, layouts=None):
         packed = isinstance(up[0], PackedTensor)
         return gpu_choice(packed, gpu_kernels(ids, gate, up, down, *options, bias=bias, measure=measure))
 

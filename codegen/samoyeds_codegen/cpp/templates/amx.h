@@ -345,10 +345,11 @@ static void up(const Arguments& a, const Group& g, int64_t first, int64_t last) 
         for (int p = 0; p < panels; ++p) {
           float* gate = y[t][GATED ? panels + p : p];
           activate_panel(a, g.expert, panel + p, WIDTH, gate, y[t][p], h);
-          store_pairs(h, tile + (panel + p) * TILE / 2);
+          if (H_BY_ROWS) store_rows(a, g, (begin + t) * WIDTH, panel + p, WIDTH, h);
+          else store_pairs(h, tile + (panel + p) * TILE / 2);
         }
         const int64_t filled = (panel + panels) * TILE / 2;
-        if (panel + panels == a.up.panels()) std::memset(tile + filled, 0, size_t(out - filled));
+        if (!H_BY_ROWS && panel + panels == a.up.panels()) std::memset(tile + filled, 0, size_t(out - filled));
       }
     }
   }

@@ -11,15 +11,15 @@ static int64_t tiles(const Group& g) { return ceil_div(g.count, WIDTH); }
 static int64_t tile_bytes(const Matrix& w) { return ceil_div(w.cols, COLUMNS) * TILE; }
 static int64_t bytes(int64_t count, const Matrix& w) { return ceil_div(count, WIDTH) * tile_bytes(w); }
 
-// Tokens in pairs of columns, zero where there is no token or no column.
-static void gather(const Arguments& a, const Group& g, int64_t tile) {
+// Rows in pairs of columns, a tile for w; zero where there is no row or no column.
+static void gather(const Rows& from, const Matrix& w, const Group& g, int64_t tile, char* out) {
   const int64_t tokens = std::min<int64_t>(WIDTH, g.count - tile * WIDTH);
-  char* x = g.x + tile * tile_bytes(a.up);
-  for (int64_t c = 0; c < ceil_div(a.up.cols, COLUMNS); ++c) {
-    const __mmask32 exist = existing(a.hidden - c * COLUMNS);
+  char* x = out + tile * tile_bytes(w);
+  for (int64_t c = 0; c < ceil_div(w.cols, COLUMNS); ++c) {
+    const __mmask32 exist = existing(from.cols - c * COLUMNS);
     __m512 rows[WIDTH];
     for (int64_t t = 0; t < WIDTH; ++t) {
-      const Weight* row = t < tokens ? a.x + g.slots[tile * WIDTH + t].token * a.x_stride + c * COLUMNS : a.x;
+      const Weight* row = t < tokens ? from.row(tile * WIDTH + t) + c * COLUMNS : from.first;
       rows[t] = _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(t < tokens ? exist : 0, row));
     }
     transpose(rows);

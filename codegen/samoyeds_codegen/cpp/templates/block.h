@@ -3,6 +3,9 @@
 // Work is cut into panels of rows, of all experts alike, and taken by whoever is free: one hot expert keeps all threads
 // busy. A thread that has panels of `out` adds all experts to them, in the order of experts: no sum depends on timing.
 
+// Tokens that an expert computes at a time, so that their rows stay in the second cache; a multiple of all tiles.
+constexpr int64_t CROWD = 512;
+
 // As many that each thread comes back for more SHARES times, of one matrix alone: one expert may have all tokens.
 static int64_t grain(const Matrix& w, int64_t threads) {
   return std::clamp<int64_t>(w.panels() / (SHARES * threads), 1, GRAIN);
@@ -16,12 +19,16 @@ struct Task {
 class Block {
  public:
   explicit Block(const Arguments& a)
-      : a_(a), routing_(a), groups_(groups(a, routing_)), few_(any_few() ? a.tokens : 0),
-        rows_(dot::bytes(few_, a.up)), x_(place(&Group::x, a.up, false)), h_(place(&Group::h, a.down, true)),
+      : a_(a), routing_(a), groups_(groups(a, routing_)), shared_(shared_rows()), rows_(dot::bytes(shared_, a.up)),
+        x_(place(&Group::x, a.up, shared_ == 0)), h_(place(&Group::h, a.down, true)),
+        x_rows_(place_rows(&Group::x_rows, X_BY_ROWS, a.hidden)),
+        h_rows_(place_rows(&Group::h_rows, H_BY_ROWS, a.up.rows)),
         sums_(a.out_is_bf16 ? a.tokens * a.hidden * int64_t(sizeof(float)) : 0) {
     for (Group& g : groups_) {
-      if (g.few) g.x = rows_.data();
-      for (int64_t tile = 0; !g.few && tile < many::tiles(g); ++tile) gathers_.push_back({&g, tile, tile + 1});
+      g.gathered = g.few && !shared_;
+      if (g.few && shared_) g.x = rows_.data();
+      if (g.gathered) gathers_.push_back({&g, 0, g.count});
+      for (int64_t tile = 0; !g.few && tile < many::tiles(g); ++tile) tiles_.push_back({&g, tile, tile + 1});
       const int64_t step = grain(a.up, a.threads);
       for (int64_t p = 0; p < a.up.panels(); p += step) ups_.push_back({&g, p, std::min(p + step, a.up.panels())});
     }
@@ -31,14 +38,23 @@ class Block {
   }
 
   void run() {
-    const int64_t gathers = few_ + int64_t(gathers_.size()), panels = a_.down.panels();
+    gathers_.insert(gathers_.end(), tiles_.begin(), tiles_.end());
+    const int64_t gathers = shared_ + int64_t(gathers_.size()), panels = a_.down.panels();
     const int64_t step = grain(a_.down, a_.threads);
 #pragma omp parallel num_threads(int(a_.threads))
     {
+      if (X_BY_ROWS) {
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < int64_t(groups_.size()); ++i) copy_rows(groups_[size_t(i)]);
+      }
 #pragma omp for schedule(dynamic)
       for (int64_t i = 0; i < gathers; ++i) gather(i);
 #pragma omp for schedule(dynamic)
       for (int64_t i = 0; i < int64_t(ups_.size()); ++i) up(ups_[size_t(i)]);
+      if (H_BY_ROWS) {
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < int64_t(tiles_.size()); ++i) turn(tiles_[size_t(i)]);
+      }
 #pragma omp for schedule(dynamic)
       for (int64_t p = 0; p < panels; p += step) down(p, std::min(p + step, panels));
     }
@@ -51,16 +67,23 @@ class Block {
       const int64_t first = routing.ends[size_t(e)], count = routing.ends[size_t(e) + 1] - first;
       if (!count) continue;
       if (!found.empty()) found.back().next_expert = e;
-      found.push_back({e, e, count, routing.slots.data() + first, count <= DOT_TOKENS, nullptr, nullptr});
+      const bool few = a.is_few(count);
+      const int64_t parts = few ? 1 : ceil_div(count, CROWD), each = round_up(ceil_div(count, parts), 64);
+      for (int64_t begin = 0; begin < count; begin += each)
+        found.push_back({e, e, std::min(each, count - begin), routing.slots.data() + first + begin, few, false, nullptr,
+                         nullptr, nullptr, nullptr});
     }
     return found;
   }
 
-  bool any_few() const {
-    return std::any_of(groups_.begin(), groups_.end(), [](const Group& g) { return g.few; });
+  // Rows for few-token groups: of all tokens, unless these groups have fewer slots, which get rows of their own then.
+  int64_t shared_rows() const {
+    int64_t slots = 0;
+    for (const Group& g : groups_) slots += g.few ? g.count : 0;
+    return slots < a_.tokens ? 0 : a_.tokens;
   }
 
-  // One buffer for what a matrix takes, of all groups; rows of tokens of few-token groups are shared and not in it.
+  // One buffer for what a matrix takes, of all groups, or without those of few tokens.
   Buffer place(char* Group::*field, const Matrix& w, bool few_too) {
     const auto bytes = [&](const Group& g) {
       return !g.few ? many::bytes(g.count, w) : few_too ? round_up(dot::bytes(g.count, w), 64) : 0;
@@ -76,12 +99,40 @@ class Block {
     return buffer;
   }
 
+  // One buffer for rows of tiles, if there are such.
+  Buffer place_rows(Weight* Group::*field, bool wanted, int64_t cols) {
+    int64_t total = 0;
+    for (const Group& g : groups_) total += wanted && !g.few ? g.count * cols : 0;
+    Buffer buffer(total * int64_t(sizeof(Weight)));
+    Weight* next = reinterpret_cast<Weight*>(buffer.data());
+    for (Group& g : groups_) {
+      g.*field = next;
+      next += wanted && !g.few ? g.count * cols : 0;
+    }
+    return buffer;
+  }
+
   float* sums() const { return a_.out_is_bf16 ? reinterpret_cast<float*>(sums_.data()) : static_cast<float*>(a_.out); }
 
   void gather(int64_t i) const {
-    if (i < few_) return dot::gather(a_, i, rows_.data());
-    const Task& task = gathers_[size_t(i - few_)];
-    many::gather(a_, *task.group, task.first);
+    if (i < shared_) return dot::gather(a_, i, rows_.data(), i);
+    const Task& task = gathers_[size_t(i - shared_)];
+    const Group& g = *task.group;
+    for (int64_t s = task.first; g.few && s < task.last; ++s) dot::gather(a_, g.slots[s].token, g.x, s);
+    const Rows gathered{g.x_rows, a_.hidden, a_.hidden, nullptr}, tokens{a_.x, a_.x_stride, a_.hidden, g.slots};
+    if (!g.few) many::gather(X_BY_ROWS ? gathered : tokens, a_.up, g, task.first, g.x);
+  }
+
+  // The conversions of layouts that keep rows between stages.
+  void copy_rows(const Group& g) const {
+    for (int64_t s = 0; !g.few && s < g.count; ++s) {
+      const Weight* row = a_.x + g.slots[s].token * a_.x_stride;
+      std::copy(row, row + a_.hidden, g.x_rows + s * a_.hidden);
+    }
+  }
+  void turn(const Task& task) const {
+    const Group& g = *task.group;
+    many::gather({g.h_rows, a_.up.rows, a_.up.rows, nullptr}, a_.down, g, task.first, g.h);
   }
 
   void up(const Task& task) const {
@@ -108,7 +159,7 @@ class Block {
   const Arguments& a_;
   Routing routing_;
   std::vector<Group> groups_;
-  int64_t few_;  // rows of tokens that are converted for few-token groups: all or none
-  Buffer rows_, x_, h_, sums_;
-  std::vector<Task> gathers_, ups_;
+  int64_t shared_;  // rows of tokens that all few-token groups read: all or none
+  Buffer rows_, x_, h_, x_rows_, h_rows_, sums_;
+  std::vector<Task> gathers_, tiles_, ups_;
 };

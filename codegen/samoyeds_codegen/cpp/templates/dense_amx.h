@@ -117,10 +117,11 @@ static void up(const Arguments& a, const Group& g, int64_t first, int64_t last) 
         for (int64_t p = panel; p < stop; ++p) {
           float* sums = y[t][(p - panel) * each];
           activate_panel(a, g.expert, p, WIDTH, sums + PANEL * WIDTH, sums, h);
-          store_pairs(h, tile + p * TILE / 2);
+          if (H_BY_ROWS) store_rows(a, g, (begin + t) * WIDTH, p, WIDTH, h);
+          else store_pairs(h, tile + p * TILE / 2);
         }
         const int64_t filled = stop * TILE / 2;
-        if (stop == a.up.panels()) std::memset(tile + filled, 0, size_t(out - filled));
+        if (!H_BY_ROWS && stop == a.up.panels()) std::memset(tile + filled, 0, size_t(out - filled));
       }
     }
   }

@@ -117,7 +117,7 @@ static void up(const Arguments& a, const Group& g, int64_t first, int64_t last) 
   for (int64_t s = 0; s < g.count; s += TOKENS) {
     const int tokens = int(std::min<int64_t>(TOKENS, g.count - s));
     const float* x[TOKENS];
-    for (int t = 0; t < tokens; ++t) x[t] = reinterpret_cast<float*>(g.x) + g.slots[s + t].token * width(a.up);
+    for (int t = 0; t < tokens; ++t) x[t] = reinterpret_cast<float*>(g.x) + g.row(s + t) * width(a.up);
     for (int64_t panel = first, count; panel < last; panel += count) {
       count = std::min(features.panels(tokens), last - panel);
       features.multiply(panel, count, tokens, x);

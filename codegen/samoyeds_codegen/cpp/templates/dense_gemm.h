@@ -112,16 +112,16 @@ static void multiply(const Strip& w, const Matrix& of, const Group& g, char* x, 
   }
 }
 
-// Tokens as a transposed tile; zero where there is no token.
-static void gather(const Arguments& a, const Group& g, int64_t number) {
+// Rows as a transposed tile for w; zero where there is no row.
+static void gather(const Rows& rows, const Matrix& w, const Group& g, int64_t number, char* out) {
   const Tile tile(g.count, number);
   const int64_t tokens = std::min(g.count - tile.slot, tile.width);
-  float* x = tile.in(g.x, a.hidden);
-  if (tokens < tile.width) std::fill(x, x + a.hidden * tile.width, 0.0f);
-  for (int64_t block = 0; block < a.hidden; block += 16)  // sixteen floats are a cache line
+  float* x = tile.in(out, w.cols);
+  if (tokens < tile.width) std::fill(x, x + w.cols * tile.width, 0.0f);
+  for (int64_t block = 0; block < rows.cols; block += 16)  // sixteen floats are a cache line
     for (int64_t t = 0; t < tokens; ++t) {
-      const Weight* row = a.x + g.slots[tile.slot + t].token * a.x_stride;
-      const int64_t end = std::min<int64_t>(block + 16, a.hidden);
+      const Weight* row = rows.row(tile.slot + t);
+      const int64_t end = std::min<int64_t>(block + 16, rows.cols);
       for (int64_t c = block; c < end; ++c) x[c * tile.width + t] = to_float(row[c]);
     }
 }
@@ -148,7 +148,8 @@ static void up(const Arguments& a, const Group& g, int64_t first, int64_t last) 
         for (int64_t p = panel; p < stop; ++p, sums += (GATED ? 2 : 1) * PANEL * WIDTH) {
           const int64_t rows = std::min<int64_t>(PANEL, a.up.rows - p * PANEL);
           activate_panel(a, g.expert, p, tile.width, sums + PANEL * WIDTH, sums, h);
-          std::copy(h, h + rows * tile.width, tile.in(g.h, a.down.cols) + p * PANEL * tile.width);
+          if (H_BY_ROWS) store_rows(a, g, tile.slot, p, tile.width, h);
+          else std::copy(h, h + rows * tile.width, tile.in(g.h, a.down.cols) + p * PANEL * tile.width);
         }
       }
     }

@@ -27,7 +27,7 @@ static void up(const Arguments& a, const Group& g, int64_t first, int64_t last) 
       const int tokens = int(std::min<int64_t>(TOKENS, g.count - s));
       const float* x[TOKENS];
       float gate[TOKENS][PANEL], up[TOKENS][PANEL];
-      for (int t = 0; t < tokens; ++t) x[t] = reinterpret_cast<float*>(g.x) + g.slots[s + t].token * width(a.up);
+      for (int t = 0; t < tokens; ++t) x[t] = reinterpret_cast<float*>(g.x) + g.row(s + t) * width(a.up);
       if (GATED) multiply(tokens, gates, ups, a.gate.cols, x, gate);
       multiply(tokens, ups, next, a.up.cols, x, up);
       for (int t = 0; t < tokens; ++t) {

@@ -21,6 +21,24 @@ static void activate_panel(const Arguments& a, int64_t expert, int64_t panel, in
   std::fill(h + rows * tokens, h + all, 0.0f);
 }
 
+// A panel's activations of one slot, as part of its row.
+static inline void store_row(const Arguments& a, const Group& g, int64_t slot, int64_t panel, const float* h) {
+  const int64_t features = std::min<int64_t>(PANEL, a.up.rows - panel * PANEL);
+  Weight* row = g.h_rows + slot * a.up.rows + panel * PANEL;
+  for (int64_t f = 0; f < features; ++f) store_as(row + f, h[f]);
+}
+
+// The same for the slots of a tile, from `slot` on: h is [PANEL, width].
+static void store_rows(const Arguments& a, const Group& g, int64_t slot, int64_t panel, int64_t width, const float* h) {
+  const int64_t tokens = std::min(width, g.count - slot);
+  for (int64_t t = 0; t < tokens; t += LANES) {
+    alignas(64) float turned[LANES][PANEL];
+    for (int i = 0; i < PANEL; i += 16) transpose_from(h + i * width + t, width, turned[0] + i, PANEL);
+    for (int64_t i = 0; i < std::min<int64_t>(LANES, tokens - t); ++i)
+      store_row(a, g, slot + t + i, panel, turned[i]);
+  }
+}
+
 // out[token] += weight * y, for the rows of a panel and one slot.
 static inline void accumulate(const Arguments& a, const Slot& slot, int64_t panel, const float* y, float* out) {
   float* row = out + slot.token * a.hidden + panel * PANEL;

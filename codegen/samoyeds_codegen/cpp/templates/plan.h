@@ -18,13 +18,26 @@ struct Slot {
   float weight;
 };
 
-// The slots of one expert, whether the kernel for few tokens suits them, and where rows and activations are.
+// The slots of one expert, whether the kernel for few tokens suits them, and where rows and activations are, in the
+// layout of that kernel. Tokens of a few-token group have rows of their own if `gathered`, else all tokens have rows.
 struct Group {
   int64_t expert, next_expert, count;
   const Slot* slots;
-  bool few;
-  char* x;
-  char* h;
+  bool few, gathered;
+  char *x, *h;
+  Weight *x_rows, *h_rows;  // on the way to tiles, token by token; only where the specification says so
+
+  // Which row of x is that of a slot.
+  int64_t row(int64_t slot) const { return gathered ? slot : slots[slot].token; }
+};
+
+// Rows that become tiles: those of the slots of a group, or all there are.
+struct Rows {
+  const Weight* first;
+  int64_t stride, cols;
+  const Slot* slots;
+
+  const Weight* row(int64_t i) const { return first + (slots ? slots[i].token : i) * stride; }
 };
 
 // Slots sorted by expert, stably, so that sums have one order whatever the number of threads. Ids that are no expert

@@ -77,15 +77,15 @@ static float* tile_of(char* base, int64_t tile, int64_t cols) {
   return reinterpret_cast<float*>(base) + tile * WIDTH * cols;
 }
 
-// Tokens as a transposed tile; zero where there is no token or no column.
-static void gather(const Arguments& a, const Group& g, int64_t tile) {
+// Rows as a transposed tile for w; zero where there is no row or no column.
+static void gather(const Rows& rows, const Matrix& w, const Group& g, int64_t tile, char* out) {
   const int64_t tokens = std::min<int64_t>(WIDTH, g.count - tile * WIDTH), width = tile_width(tokens);
-  float* x = tile_of(g.x, tile, a.up.cols);
-  std::fill(x, x + a.up.cols * width, 0.0f);
-  for (int64_t block = 0; block < a.hidden; block += 16)  // sixteen floats are a cache line
+  float* x = tile_of(out, tile, w.cols);
+  std::fill(x, x + w.cols * width, 0.0f);
+  for (int64_t block = 0; block < rows.cols; block += 16)  // sixteen floats are a cache line
     for (int64_t t = 0; t < tokens; ++t) {
-      const Weight* row = a.x + g.slots[tile * WIDTH + t].token * a.x_stride;
-      for (int64_t c = block; c < std::min<int64_t>(block + 16, a.hidden); ++c) x[c * width + t] = to_float(row[c]);
+      const Weight* row = rows.row(tile * WIDTH + t);
+      for (int64_t c = block; c < std::min<int64_t>(block + 16, rows.cols); ++c) x[c * width + t] = to_float(row[c]);
     }
 }
 
@@ -98,8 +98,10 @@ static void up(const Arguments& a, const Group& g, int64_t first, int64_t last) 
       const int64_t width = tile_width(g.count - tile * WIDTH);
       float* h = tile_of(g.h, tile, a.down.cols);
       multiply(width, w, GATED ? 2 : 1, a.up.cols, tile_of(g.x, tile, a.up.cols), y);
-      activate_panel(a, g.expert, panel, width, y + PANEL * width, y, h + panel * PANEL * width);
-      if (panel + 1 == a.up.panels()) std::fill(h + (panel + 1) * PANEL * width, h + a.down.cols * width, 0.0f);
+      float* features = H_BY_ROWS ? y : h + panel * PANEL * width;
+      activate_panel(a, g.expert, panel, width, y + PANEL * width, y, features);
+      if (H_BY_ROWS) store_rows(a, g, tile * WIDTH, panel, width, features);
+      else if (panel + 1 == a.up.panels()) std::fill(h + (panel + 1) * PANEL * width, h + a.down.cols * width, 0.0f);
     }
   }
 }

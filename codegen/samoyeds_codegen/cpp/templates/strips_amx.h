@@ -15,15 +15,15 @@ static int64_t tiles(const Group& g) { return ceil_div(g.count, WIDTH); }
 static int64_t tile_bytes(const Matrix& w) { return w.cols / COLUMNS * TILE; }
 static int64_t bytes(int64_t count, const Matrix& w) { return ceil_div(count, WIDTH) * tile_bytes(w); }
 
-// Tokens of a tile, zero where there is no column. Rows past the last token are left as they are: nobody reads what
-// becomes of them.
-static void gather(const Arguments& a, const Group& g, int64_t tile) {
+// Rows of a tile for w, zero where there is no column. Those past the last token are left as they are: nobody reads
+// what becomes of them.
+static void gather(const Rows& rows, const Matrix& w, const Group& g, int64_t tile, char* out) {
   const int64_t tokens = std::min<int64_t>(WIDTH, g.count - tile * WIDTH);
-  char* x = g.x + tile * tile_bytes(a.up);
+  char* x = out + tile * tile_bytes(w);
   for (int64_t t = 0; t < tokens; ++t) {
-    const Weight* row = a.x + g.slots[tile * WIDTH + t].token * a.x_stride;
-    for (int64_t c = 0; c < a.up.cols; c += COLUMNS) {
-      const int64_t left = std::clamp<int64_t>(a.hidden - c, 0, COLUMNS);
+    const Weight* row = rows.row(tile * WIDTH + t);
+    for (int64_t c = 0; c < w.cols; c += COLUMNS) {
+      const int64_t left = std::clamp<int64_t>(rows.cols - c, 0, COLUMNS);
       const __mmask32 exist = left == COLUMNS ? 0xffffffffu : (1u << left) - 1;
       _mm512_storeu_si512(x + c / COLUMNS * TILE + t * 64, _mm512_maskz_loadu_epi16(exist, left ? row + c : row));
     }
@@ -370,6 +370,10 @@ static void up(const Arguments& a, const Group& g, int64_t first, int64_t last) 
           in_order(y[GATED ? 0 : p - panel][t / WIDTH], int(t % WIDTH), up);
           if (GATED) in_order(y[1][t / WIDTH], int(t % WIDTH), gate);
           activate_panel(a, g.expert, p, 1, gate, up, h);
+          if (H_BY_ROWS) {
+            store_row(a, g, begin + t, p, h);
+            continue;
+          }
           char* row = g.h + (begin + t) / WIDTH * out + t % WIDTH * 64;
           bf16* at = reinterpret_cast<bf16*>(row + p * PANEL / COLUMNS * TILE) + p * PANEL % COLUMNS;
           for (int i = 0; i < PANEL; i += STRIP)

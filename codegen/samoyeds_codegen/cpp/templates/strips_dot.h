@@ -126,7 +126,7 @@ static void up(const Arguments& a, const Group& g, int64_t first, int64_t last) 
     for (int64_t s = 0; s < g.count;) {
       const float* x[TOKENS];
       for (int t = 0; t < TOKENS; ++t)
-        x[t] = reinterpret_cast<float*>(g.x) + g.slots[std::min(s + t, g.count - 1)].token * width(a.up);
+        x[t] = reinterpret_cast<float*>(g.x) + g.row(std::min(s + t, g.count - 1)) * width(a.up);
       const int tokens = int(std::min<int64_t>(TOKENS, g.count - s));
       const int done = multiply(int(w.size()), w.data(), next.data(), a.up.cols, x, tokens, y);
       for (int t = 0; t < done; ++t) {

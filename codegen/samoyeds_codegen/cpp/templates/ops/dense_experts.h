@@ -89,9 +89,10 @@ static Tensor run(Tensor x, Tensor ids, Tensor weights, Tensors gate, Tensors up
   const bool by_columns = kernel.order;
   if (!up_all.lies(by_columns) || !down_all.lies(by_columns) || (separate && !gate_all->lies(by_columns)))
     return otherwise();
+  if (kernel.most >= 0 && ids.size(0) * ids.size(1) > kernel.most * up_all.experts()) return otherwise();
 
   std::vector<const void*> tables[3];
-  auto a = operands.arguments<dense::Arguments>(up_all.experts(), width);
+  auto a = operands.arguments<dense::Arguments>(up_all.experts(), width, kernel.few);
   a.down = down_all.matrix(0, 1, hidden, tables[0]);
   a.gate = separate ? gate_all->matrix(0, 1, width, tables[1]) : up_all.matrix(0, turns ? 2 : 1, width, tables[1]);
   a.up = up_all.matrix(turns ? 1 : halves ? width : 0, turns ? 2 : 1, width, tables[2]);

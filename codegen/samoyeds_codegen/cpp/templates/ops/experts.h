@@ -20,7 +20,7 @@ struct Operands {
 
   // All but the matrices.
   template <class Arguments>
-  Arguments arguments(int64_t experts, int64_t width) const {
+  Arguments arguments(int64_t experts, int64_t width, int64_t few) const {
     Arguments a{};
     a.x = x.const_data_ptr(), a.ids = ids.const_data_ptr(), a.weights = weights.const_data_ptr();
     a.out = out.mutable_data_ptr(), a.x_stride = x.stride(0);
@@ -28,6 +28,7 @@ struct Operands {
     a.ids_are_int64 = ids.scalar_type() == ScalarType::Long;
     a.weights_are_bf16 = weights.scalar_type() == ScalarType::BFloat16;
     a.out_is_bf16 = out.scalar_type() == ScalarType::BFloat16;
+    a.few = few;
     a.threads = threads_for(a.tokens * a.top_k * a.hidden * width);
     return a;
   }

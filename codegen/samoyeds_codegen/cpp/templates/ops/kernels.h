@@ -4,6 +4,8 @@ struct Kernel {
   int64_t (*run)(const void* arguments) = nullptr;  // 0, or 1 if memory ran out
   int64_t n = 0, m = 0, vector = 0, group = 0;  // of packed weights
   int64_t order = 0;  // of dense weights: by columns; of packed ones: in strips
+  int64_t few = 0;    // by number of tokens, a bit each: whether rows stay as they come
+  int64_t most = -1;  // tokens an expert, on average, with more of which Python computes the block; -1: no such number
 
   int64_t parts() const { return n < m ? 3 : 2; }
 };

@@ -94,7 +94,7 @@ static Tensor run(Tensor x, Tensor ids, Tensor weights, Tensors gate, Tensors up
   if (down_all.experts() != up_all.experts() || (separate && gate_all->experts() != up_all.experts()))
     refuse(OP, "up, down and gate have different numbers of experts");
 
-  auto a = operands.arguments<packed::Arguments>(up_all.experts(), width);
+  auto a = operands.arguments<packed::Arguments>(up_all.experts(), width, kernel.few);
   a.down = down_all.matrix(0, hidden);
   // Storage has all gate rows before all up rows; the bias of interleaved ones alternates.
   a.gate = separate ? gate_all->matrix(0, width) : up_all.matrix(0, width, 0, turns ? 2 : 1);

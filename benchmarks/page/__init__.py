@@ -1,0 +1,1 @@
+"""The page of results, docs/benchmarks.md, made of benchmarks/results alone."""
