@@ -17,7 +17,7 @@ from tests.models import families
 CLASSES = {entry.id: entry for entry in families.decorated_experts_classes()}
 IMPLEMENTATIONS = ["grouped_mm", "batched_mm"]
 MODELS = [("mixtral", "grouped_mm"), ("gpt_oss", "batched_mm")]
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 """Relative to the largest entry."""
 
 

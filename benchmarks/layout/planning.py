@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 
-from samoyeds_compile.layout.machine import KERNELS, Machine
+from samoyeds_compile.layout.machine import Machine
+from samoyeds_compile.layout.measured import AMX_KERNELS
 from samoyeds_compile.layout.regimes import few, regimes
 from samoyeds_compile.layout.region import Sizes
 
 
 def planning() -> dict[str, dict[str, float]]:
     """Milliseconds by number of layers: all alike, as in models, which are solved once; and all different."""
-    constants = Machine(KERNELS, {}).constants("bfloat16 dense")
+    constants = Machine(AMX_KERNELS, {}).constants("bfloat16 dense")
     found: dict[str, dict[str, float]] = {"alike": {}, "different": {}}
     for step, name in ((0, "alike"), (16, "different")):
         for layers in (12, 24, 48):

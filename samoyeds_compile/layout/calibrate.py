@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samoyeds_codegen.cpp.isa import AMX, usable_isas
+from samoyeds_codegen.cpp.isa import usable_isas
 from samoyeds_codegen.cpp.kernel import experts_kernel
 from samoyeds_codegen.cpp.layouts import MOST, Layouts
 from samoyeds_codegen.cpp.spec import DenseExpertsSpec, ExpertsSpec
 from samoyeds_codegen.errors import KernelError
 from samoyeds_compile.layout.cold import Flush
-from samoyeds_compile.layout.machine import KINDS, Kernel, Machine, Rates, defaults
+from samoyeds_compile.layout.machine import KINDS, Machine, defaults
+from samoyeds_compile.layout.rates import Kernel, Rates
 
 EXPERTS, HIDDEN, WIDTH = 8, 1024, 1024
 """E, H, I: weights of all experts are several times what the second cache holds."""
@@ -93,7 +94,7 @@ def spec_of(name: str) -> DenseExpertsSpec | ExpertsSpec:
 
 def _lanes(name: str) -> int:
     """Tokens in multiples of which tiles are computed; strips on the matrix unit take as many as there are."""
-    any_number = name.endswith("strips") and usable_isas(name.split()[0])[0] == AMX
+    any_number = name.endswith("strips") and usable_isas(name.split()[0])[0].many == "amx"
     return 1 if any_number else 16
 
 

@@ -14,39 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from samoyeds_codegen import build
-from samoyeds_codegen.cpp.isa import AMX, usable_isas
+from samoyeds_codegen.cpp.isa import AMX, PAIRS, usable_isas
 from samoyeds_codegen.cpp.spec import DenseExpertsSpec, ExpertsSpec
 from samoyeds_codegen.errors import CacheError
+from samoyeds_compile.layout import measured
+from samoyeds_compile.layout.rates import Kernel, Rates
 
 logger = logging.getLogger(__name__)
 VERSION = 1
 """Of the file."""
 _FILE = "machine.json"
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Picoseconds that a product takes for each weight of an expert, ``max(read, step + mac * tokens)``.
-
-    Attributes:
-        read: what it takes at least, to get the weight from memory.
-        step: what does not depend on the tokens, such as unpacking.
-        mac: for each token.
-        lanes: tokens are computed in multiples of it.
-    """
-
-    read: float
-    step: float
-    mac: float
-    lanes: int = 1
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A kernel of experts: ``rows`` for few tokens, token-major, and ``tiles`` for many, feature-major."""
-
-    rows: Rates
-    tiles: Rates
 
 
 @dataclass(frozen=True)
@@ -110,11 +87,17 @@ def here() -> Machine:
 
 @functools.cache
 def defaults() -> Machine:
-    """Measured on one machine with AVX-512 and AMX. Without a matrix unit bfloat16 takes what float32 takes."""
-    if usable_isas("bfloat16")[0] == AMX:
-        return Machine(KERNELS, LIBRARY)
-    vectors = {name: KERNELS[name.replace("bfloat16", "float32")] for name in KERNELS}
-    return Machine(vectors, LIBRARY)
+    """Measured on two machines, with a matrix unit and without.
+
+    Where nothing multiplies bfloat16 it takes what float32 takes.
+    """
+    isa = usable_isas("bfloat16")[0]
+    if isa == AMX:
+        return Machine(measured.AMX_KERNELS, measured.AMX_LIBRARY)
+    if isa == PAIRS:
+        return Machine(measured.PAIRS_KERNELS, measured.PAIRS_LIBRARY, move=49.9, turn=148.4)
+    known = measured.AMX_KERNELS
+    return Machine({name: known[name.replace("bfloat16", "float32")] for name in known}, measured.AMX_LIBRARY)
 
 
 def store(machine: Machine) -> Path:
@@ -164,31 +147,3 @@ def _path() -> Path:
 def _isas() -> list[str]:
     """By which a machine is told from another."""
     return [usable_isas(dtype)[0].name for dtype in ("float32", "bfloat16")]
-
-
-KERNELS: Mapping[str, Kernel] = {
-    "float32 dense": Kernel(Rates(275.4, 227.0, 15.94), Rates(450.3, 270.3, 12.22, 16)),
-    "float32 columns": Kernel(Rates(359.6, 170.4, 28.03), Rates(1561.0, 1375.1, 13.16, 16)),
-    "float32 1:1": Kernel(Rates(166.6, 75.5, 20.76), Rates(360.4, 176.1, 11.06, 16)),
-    "float32 1:2": Kernel(Rates(106.1, 50.7, 12.59), Rates(205.7, 109.9, 6.08, 16)),
-    "float32 2:4": Kernel(Rates(106.4, 54.5, 12.38), Rates(202.5, 93.5, 6.93, 16)),
-    "float32 1:2/16": Kernel(Rates(108.3, 52.3, 12.64), Rates(208.4, 114.0, 6.74, 16)),
-    "bfloat16 dense": Kernel(Rates(183.9, 146.5, 15.79), Rates(182.0, 150.9, 3.17, 16)),
-    "bfloat16 columns": Kernel(Rates(177.7, 56.7, 26.61), Rates(657.4, 634.2, 2.75, 16)),
-    "bfloat16 1:1": Kernel(Rates(127.2, 46.5, 20.24), Rates(192.4, 161.9, 2.77, 16)),
-    "bfloat16 1:2": Kernel(Rates(71.6, 32.4, 12.66), Rates(129.2, 97.4, 3.05, 16)),
-    "bfloat16 2:4": Kernel(Rates(76.3, 35.4, 13.00), Rates(136.6, 93.6, 3.14, 16)),
-    "bfloat16 1:2/16": Kernel(Rates(75.0, 31.3, 12.67), Rates(127.5, 106.6, 2.27, 16)),
-    "bfloat16 1:2 strips": Kernel(Rates(63.6, 32.1, 8.12), Rates(72.5, 52.3, 2.62)),
-    "float32 1:2 strips": Kernel(Rates(99.2, 70.0, 7.66), Rates(180.7, 102.5, 5.37, 16)),
-    "bfloat16 1:1 strips": Kernel(Rates(102.2, 49.9, 11.94), Rates(110.6, 85.8, 3.71)),
-    "float32 1:1 strips": Kernel(Rates(168.0, 108.6, 12.28), Rates(331.4, 177.2, 9.56, 16)),
-    "bfloat16 2:4 strips": Kernel(Rates(68.0, 40.5, 8.46), Rates(87.9, 70.7, 3.09)),
-    "float32 2:4 strips": Kernel(Rates(98.0, 64.7, 8.61), Rates(193.8, 116.7, 4.74, 16)),
-    "bfloat16 1:2/16 strips": Kernel(Rates(66.9, 31.6, 11.11), Rates(73.6, 55.6, 2.29)),
-    "float32 1:2/16 strips": Kernel(Rates(99.7, 62.4, 9.80), Rates(179.3, 105.0, 5.07, 16)),
-}
-LIBRARY: Mapping[str, Rates] = {
-    "float32": Rates(343.8, 618.3, 16.92),
-    "bfloat16": Rates(396.3, 361.9, 3.54),
-}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from samoyeds_codegen.cpp.isa import AMX, usable_isas
+from samoyeds_codegen.cpp.isa import usable_isas
 from samoyeds_codegen.cpp.layouts import MOST, Layouts
 from samoyeds_codegen.cpp.spec import DenseExpertsSpec, ExpertsSpec
 from samoyeds_compile.layout.algebra import Place
@@ -65,7 +65,8 @@ def sizes_of(spec: ExpertsSpec | DenseExpertsSpec, tokens: int, hidden: int, wid
              bias: bool) -> Sizes:  # fmt: skip
     """Sizes with the elements that the kernel of a specification has on this machine."""
     size = 4 if spec.dtype == "float32" else 2
-    tile_size = 2 if usable_isas(spec.dtype)[0] == AMX else 4
+    isa = usable_isas(spec.dtype)[0]
+    tile_size = 2 if (isa.unit if isinstance(spec, DenseExpertsSpec) else isa.many == "amx") else 4
     return Sizes(tokens, hidden, width, experts, top_k, spec.gated, bias, size, tile_size)
 
 

@@ -16,7 +16,8 @@ from samoyeds_codegen.cpp.layouts import MOST
 from samoyeds_compile.layout.algebra import Place
 from samoyeds_compile.layout.assign import Assignment, Problem, price, with_runners_up
 from samoyeds_compile.layout.declare import PER_EXPERT
-from samoyeds_compile.layout.machine import Constants, Kernel, Rates
+from samoyeds_compile.layout.machine import Constants
+from samoyeds_compile.layout.rates import Kernel, Rates
 from samoyeds_compile.layout.region import Sizes, evaluate_float, experts_region
 
 MOST_TOKENS = 2**24

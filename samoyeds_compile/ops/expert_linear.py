@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from samoyeds_compile.ops.huge_pages import on_huge_pages
 from samoyeds_compile.ops.library import bad_operand, define_opaque, register_autograd
 from samoyeds_compile.ops.operands import check_weights, in_width, is_stack, num_experts, out_width, weight_grads
 from samoyeds_compile.ops.token_rows import TokenRows
@@ -76,7 +77,7 @@ def expert_outer(x_SI: Tensor, grad_SO: Tensor, offsets_E: Tensor, in_out: bool)
 def outer_by_expert(x_SI: Rows, grad_SO: Tensor, ends: list[int], in_out: bool) -> Tensor:
     """One product for each expert that has rows."""
     left, right = (x_SI, grad_SO) if in_out else (grad_SO, x_SI)
-    out = x_SI.new_empty(len(ends), left.shape[1], right.shape[1])
+    out = on_huge_pages(x_SI.new_empty(len(ends), left.shape[1], right.shape[1]))
     if len(set(ends) - {0}) < len(ends):
         out.zero_()  # for experts without rows
     for expert, start, end in _runs(ends):
@@ -109,7 +110,7 @@ def _zero_after(out_SO: Tensor, end: int) -> Tensor:
 
 def linear_by_expert(x_SI: Rows, matrices: Tensor | Sequence[Tensor], ends: list[int], in_out: bool) -> Tensor:
     """One product for each expert that has rows."""
-    out_SO = x_SI.new_empty(x_SI.shape[0], matrices[0].shape[1 if in_out else 0])
+    out_SO = on_huge_pages(x_SI.new_empty(x_SI.shape[0], matrices[0].shape[1 if in_out else 0]))
     use_mv = _mv_is_faster(x_SI, in_out)
     for expert, start, end in _runs_of_few_lengths(x_SI, ends):
         matrix = matrices[expert]

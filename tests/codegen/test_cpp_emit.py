@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from samoyeds_codegen.cpp.emit import TEMPLATES, emit
-from samoyeds_codegen.cpp.isa import AMX, AVX2, AVX512, ISAS, PORTABLE
+from samoyeds_codegen.cpp.isa import AMX, AVX2, AVX512, ISAS, PAIRS, PORTABLE
 from samoyeds_codegen.cpp.ops import emit_ops
 from samoyeds_codegen.cpp.spec import DenseExpertsSpec, ExpertsSpec
 from samoyeds_codegen.errors import UnsupportedSpecError
@@ -51,6 +51,8 @@ def test_strips(isa) -> None:
     assert text.startswith(f"// Samoyeds experts: bfloat16 1:2:32+2:4 {SPEC.activation} in strips, for {isa.name}.")
     assert "constexpr int PANEL = 32;" in text and max(map(len, text.splitlines())) <= 120
     assert ("namespace many = amx;" in text) == (isa == AMX)
+    row = "bf16" if isa in (AMX, PAIRS) else "float"
+    assert f"using Row = {row};" in text and ("_mm512_dpbf16_ps" in text) == (row == "bf16")
 
 
 @pytest.mark.parametrize("by_columns", [False, True], ids=["rows", "columns"])
@@ -62,14 +64,15 @@ def test_dense(isa, by_columns: bool) -> None:
     assert ("whose columns, an input each, are contiguous" in text) == by_columns
     assert "return (silu(at_most(gate, 7.0f)) * up);" in text
     assert max(map(len, text.splitlines())) <= 120
-    assert ("dense bfloat16 weights, on the matrix unit" in text) == (isa == AMX) and "metadata" not in text
-    assert f"namespace many = {'amx' if isa == AMX else 'gemm'};" in text
+    assert ("_tile_dpbf16ps" in text) == (isa == AMX) and ("_mm512_dpbf16_ps" in text) == (isa == PAIRS)
+    assert f"namespace many = {'amx' if isa in (AMX, PAIRS) else 'gemm'};" in text and "metadata" not in text
 
 
 def test_flags() -> None:
     assert PORTABLE.flags == () and AVX2.flags == ("-mavx2", "-mfma")
     assert {"-mavx512f", "-mavx512vl"} <= set(AVX512.flags)
     assert {"-mamx-bf16", "-mavx512bf16", "-mavx512vbmi2"} <= set(AMX.flags)
+    assert "-mavx512bf16" in PAIRS.flags and not any("amx" in flag for flag in PAIRS.flags)
 
 
 def test_every_template_is_used() -> None:

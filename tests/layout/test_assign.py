@@ -16,7 +16,9 @@ from samoyeds_compile.layout.algebra import Place
 from samoyeds_compile.layout.assign import Problem, assign, price, token_major, with_runners_up
 from samoyeds_compile.layout.cut import FORBIDDEN, cost
 from samoyeds_compile.layout.declare import DECLARATIONS
-from samoyeds_compile.layout.machine import KERNELS, Constants, Kernel, Machine, Rates
+from samoyeds_compile.layout.machine import Constants, Machine
+from samoyeds_compile.layout.measured import AMX_KERNELS
+from samoyeds_compile.layout.rates import Kernel, Rates
 from samoyeds_compile.layout.regimes import (
     crossing,
     few,
@@ -48,11 +50,11 @@ def test_depends_on_the_number_of_tokens() -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.sampled_from([1, 3, 40, 700]), st.booleans(), st.sampled_from(list(KERNELS)))
+@given(st.sampled_from([1, 3, 40, 700]), st.booleans(), st.sampled_from(list(AMX_KERNELS)))
 def test_as_cheap_as_trying_everything(tokens: int, bias: bool, kernel: str) -> None:
     """All layouts of all edges, by dynamic programming over the chain that a block of experts is."""
     sizes = replace(SIZES, tokens=tokens, bias=bias)
-    region, constants = experts_region(sizes), Machine(KERNELS, {}).constants(kernel)
+    region, constants = experts_region(sizes), Machine(AMX_KERNELS, {}).constants(kernel)
     problem = Problem(region, sizes.numbers(constants))
     found = problem.solve()
     first, last = region.together[0]
@@ -151,11 +153,11 @@ def test_few_is_where_rows_cost_less() -> None:
 
 
 def test_regimes_cover_all_tokens() -> None:
-    for kernel in KERNELS:
-        found = regimes(SIZES, Machine(KERNELS, {}).constants(kernel))
+    for kernel in AMX_KERNELS:
+        found = regimes(SIZES, Machine(AMX_KERNELS, {}).constants(kernel))
         assert 1 <= len(found) <= 3 and found[0].first == 1 and found[-1].last is None
         assert all(a.last + 1 == b.first for a, b in itertools.pairwise(found) if a.last)
-        assert crossing(SIZES, Machine(KERNELS, {}).constants(kernel)) >= found[0].first
+        assert crossing(SIZES, Machine(AMX_KERNELS, {}).constants(kernel)) >= found[0].first
 
 
 def test_other_machines_other_plans() -> None:

@@ -11,7 +11,8 @@ from torch import nn
 from samoyeds_compile import Report
 from samoyeds_compile.layout import machine
 from samoyeds_compile.layout.calibrate import calibrate
-from samoyeds_compile.layout.machine import Kernel, Machine, Rates
+from samoyeds_compile.layout.machine import Machine
+from samoyeds_compile.layout.rates import Kernel, Rates
 from samoyeds_compile.ops import dense_experts
 from samoyeds_compile.options import LAYOUTS
 from tests.blocks import Block
@@ -102,7 +103,7 @@ def test_constants_of_the_machine_decide(monkeypatch: pytest.MonkeyPatch) -> Non
     seen = []
     for rows in (1.0, 1e6):
         kernel = Kernel(Rates(rows, rows, rows), Rates(1e3, 1e3, 1e3, 16))
-        made = Machine({name: kernel for name in machine.KINDS}, machine.LIBRARY)
+        made = Machine({name: kernel for name in machine.KINDS}, machine.defaults().library)
         monkeypatch.setattr("samoyeds_compile.layout.propagate.here", lambda made=made: made)
         report = Report()
         with torch.no_grad():
@@ -116,7 +117,7 @@ def test_kept_constants(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog:
     """What is measured is read by later processes, unless the file is another's, damaged or another machine's."""
     monkeypatch.setenv("SAMOYEDS_CACHE_DIR", str(tmp_path))
     assert machine.here().origin == "defaults"
-    made = Machine(machine.KERNELS, machine.LIBRARY, move=7.0, origin="measured")
+    made = Machine(machine.defaults().kernels, machine.defaults().library, move=7.0, origin="measured")
     path = machine.store(made)
     assert machine.here() == made and path.stat().st_mode & 0o077 == 0
     for spoil in (lambda text: text[:-9], lambda text: text.replace('"turn"', '"tern"')):

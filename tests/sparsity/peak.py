@@ -1,6 +1,6 @@
 """Resident memory while `sparsify_` works: ``python -m tests.sparsity.peak '{"method": "magnitude"}'``. Linux only.
 
-What the kernel says of this process is measured, after a tiny model was made sparse in the same way: code that is
+What the kernel says of this process is measured, after another model was made sparse in the same way: code that is
 loaded when it first runs is no weight.
 """
 
@@ -53,5 +53,5 @@ def measure(experts: int, width: int, inner: int, arguments: dict[str, Any]) -> 
 if __name__ == "__main__":
     order.SWEEPS = 2  # a round takes as much as many
     given = json.loads(sys.argv[1])
-    measure(4, 64, 64, given)
+    measure(8, 512, 512, given)
     print(json.dumps(measure(8, 512, 512, given)))

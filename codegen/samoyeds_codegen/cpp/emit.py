@@ -10,12 +10,10 @@ from samoyeds_codegen.cpp.isa import Isa
 from samoyeds_codegen.cpp.spec import DenseExpertsSpec, ExpertsSpec, strip_rows
 
 TEMPLATES = Path(__file__).parent / "templates"
-_INCLUDES = "algorithm array atomic cmath cstdint cstring exception new utility vector omp.h".split()
+_INCLUDES = "algorithm array atomic cmath cstdint cstring exception new type_traits utility vector omp.h".split()
 _WEIGHT = {"float32": "float", "bfloat16": "bf16"}
-_DENSE = {"spmm": "gemm", "amx": "amx"}
-"""For dense weights, the kernel for many tokens that stands in for a variant's."""
-_TILES = {"amx": ["amx_unit.h", "amx_tiles.h"]}
-"""What kernels share that have tokens on the right side of a product."""
+_AMX = ["amx_sizes.h", "amx_unit.h"]
+"""What kernels for the matrix unit share."""
 _PANEL = 16
 """Output rows that are computed together, but of strips."""
 
@@ -25,21 +23,17 @@ def emit(spec: ExpertsSpec | DenseExpertsSpec, isa: Isa) -> str:
     includes = [*_INCLUDES, *(["immintrin.h"] if isa.features else [])]
     if isinstance(spec, ExpertsSpec):
         constants, many = _packed_constants(spec), isa.many
-        weights = ["packed_matrix.h", *_packed_weights(spec, isa)]
-        kernels = _strip_kernels(many) if spec.strips else ["dot.h", "dot_panels.h", *_TILES.get(many, []), f"{many}.h"]
+        weights, kernels = _packed_weights(spec, isa), _packed_kernels(spec, isa)
     else:
+        constants, many = _dense_constants(spec), "amx" if isa.unit else "gemm"
         order = "columns" if spec.by_columns else "rows"
-        constants, many = _dense_constants(spec), _DENSE[isa.many]
-        weights = ["dense_matrix.h", isa.header, f"dense_{order}.h"]
-        few = [f"dense_{order}_dot.h", *([] if spec.by_columns else ["dot_panels.h"])]
-        tiles = [*_TILES[many], f"dense_{order}_{many}.h"] if many in _TILES else []
-        kernels = [*few, *tiles, f"dense_{many}.h"]
+        weights, kernels = ["dense_matrix.h", isa.header, f"dense_{order}.h"], _dense_kernels(order, isa.unit)
     parts = [
         f"// Samoyeds experts: {spec}, for {isa.name}.\n// Generated, do not edit.",
         "\n".join(f"#include <{name}>" for name in includes),
         "namespace samoyeds {",
         template("numbers.h"),
-        _constants(spec, constants),
+        _constants(spec, [*constants, _row(spec, isa)]),
         *map(template, ("prelude.h", "functions.h")),
         _activation(spec),
         *map(template, (*weights, "arguments.h", "plan.h", "epilogue.h", "dot_rows.h", *kernels)),
@@ -50,11 +44,35 @@ def emit(spec: ExpertsSpec | DenseExpertsSpec, isa: Isa) -> str:
 
 
 def _packed_weights(spec: ExpertsSpec, isa: Isa) -> list[str]:
-    return [isa.header, f"strips_{isa.header}", "strips.h"] if spec.strips else ["packed.h", isa.header]
+    header = [isa.header, f"strips_{isa.header}", "strips.h"] if spec.strips else ["packed.h", isa.header]
+    return ["packed_matrix.h", *header]
 
 
-def _strip_kernels(many: str) -> list[str]:
-    return ["strips_dot.h", *(["amx_unit.h"] if many == "amx" else []), f"strips_{many}.h"]
+def _packed_kernels(spec: ExpertsSpec, isa: Isa) -> list[str]:
+    unit = _AMX if isa.many == "amx" else []
+    if spec.strips:
+        kept = _kept(spec, isa)
+        many = unit or [f"strips_spmm_{kept}.h"]
+        return [f"strips_{kept}.h", "strips_dot.h", *many, f"strips_{isa.many}.h"]
+    return ["dot.h", "dot_panels.h", *unit, *(["amx_tiles.h"] if unit else []), f"{isa.many}.h"]
+
+
+def _kept(spec: ExpertsSpec | DenseExpertsSpec, isa: Isa) -> str:
+    """As what the two values that a row keeps of four columns are multiplied, where tokens are few."""
+    return "pairs" if isinstance(spec, ExpertsSpec) and spec.strips and isa.pairs else "floats"
+
+
+def _row(spec: ExpertsSpec | DenseExpertsSpec, isa: Isa) -> str:
+    row = "bf16" if _kept(spec, isa) == "pairs" else "float"
+    return f"using Row = {row};  // what a row of few tokens is made of"
+
+
+def _dense_kernels(order: str, unit: str) -> list[str]:
+    few = [f"dense_{order}_dot.h", *(["dot_panels.h"] if order == "rows" else [])]
+    if not unit:
+        return [*few, "dense_gemm.h"]
+    tiles = ["amx_sizes.h", f"{unit}_unit.h", "amx_tiles.h", f"dense_{order}_amx.h"]
+    return [*few, *tiles, "dense_panels.h", f"dense_block_{unit}.h", "dense_amx.h"]
 
 
 def _constants(spec: ExpertsSpec | DenseExpertsSpec, more: list[str]) -> str:

@@ -24,6 +24,7 @@ class Isa:
         features: what ``/proc/cpuinfo`` must list.
         dtypes: of weights, that the variant is for.
         many: the kernel for experts with many tokens, a template and its namespace.
+        unit: what multiplies tiles of dense bfloat16 weights, as part of names of templates; empty: nothing does.
     """
 
     name: str
@@ -32,6 +33,12 @@ class Isa:
     features: frozenset[str] = frozenset()
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     many: str = "spmm"
+    unit: str = ""
+
+    @property
+    def pairs(self) -> bool:
+        """Whether vectors multiply pairs of bfloat16."""
+        return "avx512_bf16" in self.features
 
 
 def _isa(name: str, header: str, *features: str, **more: Any) -> Isa:
@@ -42,12 +49,14 @@ def _isa(name: str, header: str, *features: str, **more: Any) -> Isa:
 
 _BASE = ("avx2", "fma")
 _AVX512 = (*_BASE, "avx512f", "avx512bw", "avx512dq", "avx512vl")
-_AMX = (*_AVX512, "avx512_vbmi2", "avx512_bf16", "amx_tile", "amx_bf16")
-AMX = _isa("avx512_amx", "avx512.h", *_AMX, dtypes=("bfloat16",), many="amx")
+_PAIRS = (*_AVX512, "avx512_vbmi2", "avx512_bf16")
+_AMX = (*_PAIRS, "amx_tile", "amx_bf16")
+AMX = _isa("avx512_amx", "avx512.h", *_AMX, dtypes=("bfloat16",), many="amx", unit="amx")
+PAIRS = _isa("avx512_bf16", "avx512.h", *_PAIRS, dtypes=("bfloat16",), unit="vector")
 AVX512 = _isa("avx512", "avx512.h", *_AVX512)
 AVX2 = _isa("avx2", "avx2.h", *_BASE)
 PORTABLE = Isa("portable", "portable.h")
-ISAS = (AMX, AVX512, AVX2, PORTABLE)
+ISAS = (AMX, PAIRS, AVX512, AVX2, PORTABLE)
 """Best first."""
 
 

@@ -2,11 +2,6 @@
 
 namespace amx {
 
-constexpr int WIDTH = 16;    // tokens of a tile
-constexpr int COLUMNS = 32;  // of a chunk
-constexpr int TILE = 1024;   // bytes of a chunk, of weights and of tokens
-constexpr int MOST = 32;     // tiles whose sums are kept at a time
-
 struct Configuration {
   uint8_t palette = 1, start = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};

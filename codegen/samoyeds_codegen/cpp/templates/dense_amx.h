@@ -1,28 +1,10 @@
-// Many tokens an expert, dense bfloat16 weights, on the matrix unit: 16 rows times 16 tokens, 32 columns at a time.
+// Many tokens an expert, dense bfloat16 weights: 16 rows times 16 tokens, 32 columns at a time, as the matrix unit does
+// it; `block` multiplies, on that unit or by vectors.
 //
 // The first tokens read rows where they lie, if these are contiguous, DEPTH chunks at a time, and leave a copy for the
 // others: rows that are a power of two apart would drive each other out of the first cache.
 
 namespace amx {
-
-constexpr int DEPTH = 8;
-constexpr int PANELS = 4;  // of rows that go over the tiles together, in pairs, so that these are read less often
-
-using Piece = char[DEPTH][TILE];  // of a panel: [chunk][row][column]
-
-// Where the chunks of P panels are read: in the weights themselves, or in a copy.
-template <int P>
-struct Rows {
-  const char* first[P];
-  int64_t row_bytes, chunk_bytes;
-
-  explicit Rows(const Piece* copies) : row_bytes(64), chunk_bytes(TILE) {
-    for (int p = 0; p < P; ++p) first[p] = copies[p][0];
-  }
-  Rows(const Panel* w, int64_t column) : row_bytes(w->row_bytes()), chunk_bytes(64) {
-    for (int p = 0; p < P; ++p) first[p] = w[p].tile(column);
-  }
-};
 
 // Chunks of a panel from a column on, zero past the last column.
 static inline void copy(const Panel& w, int64_t column, int64_t chunks, int64_t cols, Piece& out) {
@@ -31,45 +13,7 @@ static inline void copy(const Panel& w, int64_t column, int64_t chunks, int64_t 
 
 using Sums = float[PANELS][PANEL * WIDTH];  // of a tile, each [PANEL, tokens]
 
-// Sums of P panels and Q tiles, y[q * PANELS + p], over some chunks; `fresh` starts them at zero. KEEP leaves what was
-// read in `copies`.
-template <int P, int Q, bool KEEP>
-static inline void block(const Rows<P>& w, int64_t chunks, const char* x, int64_t stride, bool fresh, Piece* copies,
-                         float (*y)[PANEL * WIDTH]) {
-  if (fresh) {
-    _tile_zero(0);
-    if (P > 1) _tile_zero(1);
-    if (Q > 1) _tile_zero(2);
-    if (P > 1 && Q > 1) _tile_zero(3);
-  } else {
-    _tile_loadd(0, y[0], 64);
-    if (P > 1) _tile_loadd(1, y[1], 64);
-    if (Q > 1) _tile_loadd(2, y[(Q - 1) * PANELS], 64);
-    if (P > 1 && Q > 1) _tile_loadd(3, y[(Q - 1) * PANELS + 1], 64);
-  }
-  for (int64_t c = 0; c < chunks; ++c) {
-    _tile_loadd(4, w.first[0] + c * w.chunk_bytes, w.row_bytes);
-    _tile_loadd(6, x + c * TILE, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    if (KEEP) _tile_stored(4, copies[0][c], 64);
-    if (P > 1) {
-      _tile_loadd(5, w.first[P - 1] + c * w.chunk_bytes, w.row_bytes);
-      _tile_dpbf16ps(1, 5, 6);
-      if (KEEP) _tile_stored(5, copies[P - 1][c], 64);
-    }
-    if (Q > 1) {
-      _tile_loadd(7, x + stride + c * TILE, 64);
-      _tile_dpbf16ps(2, 4, 7);
-      if (P > 1) _tile_dpbf16ps(3, 5, 7);
-    }
-  }
-  _tile_stored(0, y[0], 64);
-  if (P > 1) _tile_stored(1, y[1], 64);
-  if (Q > 1) _tile_stored(2, y[(Q - 1) * PANELS], 64);
-  if (P > 1 && Q > 1) _tile_stored(3, y[(Q - 1) * PANELS + 1], 64);
-}
-
-// The same for chunks from a column on, of all tiles.
+// Sums of P panels and all tiles for DEPTH chunks from a column on.
 template <int P>
 static void sweep(const Panel* w, int64_t cols, int64_t column, const char* x, int64_t stride, int64_t tiles,
                   Piece* copies, float (*y)[PANEL * WIDTH]) {

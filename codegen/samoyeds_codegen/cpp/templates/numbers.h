@@ -1,4 +1,4 @@
-// Numbers: bfloat16 is storage only, everything is computed in float.
+// Numbers: bfloat16 is stored and multiplied, everything else is float.
 
 struct bf16 {
   uint16_t bits;

@@ -23,7 +23,7 @@ struct Sums {
 // PART columns from `column` on.
 template <int S, int T>
 [[gnu::always_inline]] static inline void part(const Strip* w, const Strip* next, int64_t column, int64_t chunks,
-                                               const float* const* x, Sums<S, T>& sums) {
+                                               const Row* const* x, Sums<S, T>& sums) {
   constexpr int EACH = Strip::LINES / 8;  // lines of four columns
   const int64_t chunk = column / CHUNK;
   const int begin = int(column % CHUNK) / 4;
@@ -41,15 +41,9 @@ template <int S, int T>
       for (int i = 0; i < EACH; ++i) prefetch(w[s], next[s], chunk, chunks, g * EACH + i);
 #pragma GCC unroll 2
       for (int h = 0; h < HALVES; ++h) {
-        const Pair values = load_pair(w[s].values + chunk * RECORD + g * FOUR, h);
+        const Kept kept(w[s].values + chunk * RECORD + g * FOUR, h, codes[s][h]);
 #pragma GCC unroll 8
-        for (int t = 0; t < T; ++t)
-          sums.of[s][t][h] = fma(values.first, pick(columns[t], codes[s][h]), sums.of[s][t][h]);
-        codes[s][h].next();
-#pragma GCC unroll 8
-        for (int t = 0; t < T; ++t)
-          sums.of[s][t][h] = fma(values.second, pick(columns[t], codes[s][h]), sums.of[s][t][h]);
-        codes[s][h].next();
+        for (int t = 0; t < T; ++t) sums.of[s][t][h] = kept.times(columns[t], sums.of[s][t][h]);
       }
     }
   }
@@ -57,7 +51,7 @@ template <int S, int T>
 
 // y[s][t][i] = row i of strip s times token t. Rows of x are zero from the columns that exist on.
 template <int S, int T>
-static void multiply(const Strip* w, const Strip* next, int64_t cols, const float* const* x, Rows* y) {
+static void multiply(const Strip* w, const Strip* next, int64_t cols, const Row* const* x, Rows* y) {
   Sums<S, T> all[M];
   const int64_t chunks = cols / CHUNK;
   for (int64_t vector = 0; vector < cols / V; ++vector) {
@@ -90,9 +84,10 @@ static void multiply(const Strip* w, const Strip* next, int64_t cols, const floa
 
 // For a number of tokens that is one of 1, 2, 4 and 8, as many strips at a time as registers hold sums of.
 template <int T>
-static void multiply_strips(int strips, const Strip* w, const Strip* next, int64_t cols, const float* const* x,
+static void multiply_strips(int strips, const Strip* w, const Strip* next, int64_t cols, const Row* const* x,
                             Rows* y) {
-  constexpr int WIDE = LANES == 16 ? (T <= 2 ? 4 : 2) : (T <= 2 ? 2 : 1);
+  constexpr bool pairs = !std::is_same_v<Row, float>;  // these read columns faster than sums are kept elsewhere
+  constexpr int WIDE = LANES == 16 ? (T <= 2 ? 4 : T <= 4 || !pairs ? 2 : 1) : (T <= 2 ? 2 : 1);
   int s = 0;
   for (; s + WIDE <= strips; s += WIDE) multiply<WIDE, T>(w + s, next + s, cols, x, y + s);
   for (; s < strips; ++s) multiply<1, T>(w + s, next + s, cols, x, y + s);
@@ -100,7 +95,7 @@ static void multiply_strips(int strips, const Strip* w, const Strip* next, int64
 
 // What strips give for tokens from x on; returns how many tokens it took. Where they are no power of two, the last one
 // is computed more than once if that is faster than two calls.
-static int multiply(int strips, const Strip* w, const Strip* next, int64_t cols, const float* const* x, int tokens,
+static int multiply(int strips, const Strip* w, const Strip* next, int64_t cols, const Row* const* x, int tokens,
                     Rows* y) {
   if (TOKENS >= 8 && tokens >= 7) multiply_strips<TOKENS>(strips, w, next, cols, x, y);
   else if (tokens >= 3) multiply_strips<4>(strips, w, next, cols, x, y);
@@ -124,18 +119,20 @@ static void up(const Arguments& a, const Group& g, int64_t first, int64_t last) 
         next.emplace_back(*m, g.expert, std::min(p + stop - panel, m->panels() - 1));
       }
     for (int64_t s = 0; s < g.count;) {
-      const float* x[TOKENS];
+      const Row* x[TOKENS];
       for (int t = 0; t < TOKENS; ++t)
-        x[t] = reinterpret_cast<float*>(g.x) + g.row(std::min(s + t, g.count - 1)) * width(a.up);
+        x[t] = reinterpret_cast<Row*>(g.x) + g.row(std::min(s + t, g.count - 1)) * width(a.up);
       const int tokens = int(std::min<int64_t>(TOKENS, g.count - s));
       const int done = multiply(int(w.size()), w.data(), next.data(), a.up.cols, x, tokens, y);
       for (int t = 0; t < done; ++t) {
-        float* h = reinterpret_cast<float*>(g.h) + (s + t) * width(a.down);
+        Row* h = reinterpret_cast<Row*>(g.h) + (s + t) * width(a.down);
         for (int64_t p = panel; p < stop; ++p) {
           Rows* of = y + (p - panel) * EACH;
-          activate_panel(a, g.expert, p, 1, of[0][t], of[EACH - 1][t], h + p * PANEL);
+          float features[PANEL];
+          activate_panel(a, g.expert, p, 1, of[0][t], of[EACH - 1][t], features);
+          for (int i = 0; i < PANEL; ++i) store_as(h + p * PANEL + i, features[i]);
         }
-        if (stop == a.up.panels()) std::fill(h + stop * PANEL, h + width(a.down), 0.0f);
+        if (stop == a.up.panels()) std::fill(h + stop * PANEL, h + width(a.down), Row{});
       }
       s += done;
     }
@@ -156,9 +153,9 @@ static void down(const Arguments& a, const Group& g, int64_t first, int64_t last
       next.emplace_back(a.down, ends ? g.next_expert : g.expert, then);
     }
     for (int64_t s = 0; s < g.count;) {
-      const float* h[TOKENS];
+      const Row* h[TOKENS];
       for (int t = 0; t < TOKENS; ++t)
-        h[t] = reinterpret_cast<float*>(g.h) + std::min(s + t, g.count - 1) * width(a.down);
+        h[t] = reinterpret_cast<Row*>(g.h) + std::min(s + t, g.count - 1) * width(a.down);
       const int tokens = int(std::min<int64_t>(TOKENS, g.count - s));
       const int done = multiply(int(w.size()), w.data(), next.data(), a.down.cols, h, tokens, y);
       for (int64_t p = panel; p < stop; ++p)

@@ -1,0 +1,53 @@
+// Some panels times one or two tiles of tokens, by vectors that multiply pairs of bfloat16: sums of eight rows and two
+// tiles, or of 16 rows and one, stay in registers over all chunks.
+
+namespace amx {
+
+// Adds ROWS rows of weights, from w on, times Q tiles to y and z.
+template <int ROWS, int Q>
+static inline void rows_times(const char* w, int64_t row_bytes, int64_t chunk_bytes, int64_t chunks, const char* x,
+                              int64_t stride, bool fresh, float* y, float* z) {
+  __m512 first[ROWS], second[ROWS];
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r) {
+    first[r] = fresh ? zero() : load(y + r * WIDTH);
+    if (Q > 1) second[r] = fresh ? zero() : load(z + r * WIDTH);
+  }
+  for (int64_t c = 0; c < chunks; ++c, w += chunk_bytes, x += TILE) {
+    const char* columns = w;
+    for (int k = 0; k < TILE; k += 64, columns += 4) {
+      const __m512bh pairs = __m512bh(_mm512_load_si512(x + k));
+      const __m512bh others = __m512bh(_mm512_load_si512(x + (Q > 1 ? stride : 0) + k));
+#pragma GCC unroll 16
+      for (int r = 0; r < ROWS; ++r) {
+        int32_t pair;
+        std::memcpy(&pair, columns + r * row_bytes, sizeof(pair));
+        const __m512bh all = __m512bh(_mm512_set1_epi32(pair));
+        first[r] = _mm512_dpbf16_ps(first[r], all, pairs);
+        if (Q > 1) second[r] = _mm512_dpbf16_ps(second[r], all, others);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r) {
+    store(y + r * WIDTH, first[r]);
+    if (Q > 1) store(z + r * WIDTH, second[r]);
+  }
+}
+
+// Sums of P panels and Q tiles, y[q * PANELS + p], over some chunks; `fresh` starts them at zero. KEEP leaves what was
+// read in `copies`.
+template <int P, int Q, bool KEEP>
+static void block(const Rows<P>& w, int64_t chunks, const char* x, int64_t stride, bool fresh, Piece* copies,
+                  float (*y)[PANEL * WIDTH]) {
+  constexpr int ROWS = Q > 1 ? 8 : 16;
+  for (int p = 0; p < P; ++p) {
+    for (int r = 0; r < PANEL; r += ROWS)
+      rows_times<ROWS, Q>(w.first[p] + r * w.row_bytes, w.row_bytes, w.chunk_bytes, chunks, x, stride, fresh,
+                          y[p] + r * WIDTH, y[(Q - 1) * PANELS + p] + r * WIDTH);
+    for (int64_t c = 0; KEEP && c < chunks; ++c)
+      for (int r = 0; r < PANEL; ++r)
+        std::memcpy(copies[p][c] + r * 64, w.first[p] + c * w.chunk_bytes + r * w.row_bytes, 64);
+  }
+}
+}  // namespace amx
