@@ -34,7 +34,7 @@ def emit(spec: ExpertsSpec | DenseExpertsSpec, isa: Isa) -> str:
         "namespace samoyeds {",
         template("numbers.h"),
         _constants(spec, [*constants, _row(spec, isa)]),
-        *map(template, ("prelude.h", "functions.h")),
+        *map(template, ("prelude.h", "streams.h", "functions.h")),
         _activation(spec),
         *map(template, (*weights, "arguments.h", "plan.h", "epilogue.h", "dot_rows.h", *kernels)),
         f"namespace many = {many};",

@@ -1,8 +1,8 @@
-// Few tokens an expert, dense weights: lanes are columns, and several rows are read side by side.
+// Few tokens an expert, dense weights: lanes are columns, and several rows are read side by side; for one token one
+// after the other, where memory is faster in one place.
 //
-// Memory gives more to several streams than to one, so up to eight rows go together, and what each of them needs next
-// is fetched ahead, across the end of the row. The weights are read from memory once; tokens past TOKENS find them in a
-// cache.
+// Side by side up to eight rows go together, and what each of them needs next is fetched ahead, across the end of the
+// row. The weights are read from memory once; tokens past TOKENS find them in a cache.
 
 namespace dot {
 
@@ -49,12 +49,28 @@ static inline void multiply_rows(const Weight* const* w, const Weight* const* ne
   }
 }
 
+// The same for one row and one token.
+static inline void multiply_row(const Weight* w, int64_t cols, const float* x, Vec* sum) {
+  Vec part[4] = {zero(), zero(), zero(), zero()};  // that do not wait for each other
+  int64_t k = 0;
+  for (; k + 4 * LANES <= cols; k += 4 * LANES)
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p) part[p] = fma(load(w + k + p * LANES), load(x + k + p * LANES), part[p]);
+  for (; k < cols; k += LANES) {
+    const Vec rest = k + LANES <= cols ? load(w + k) : load_some(w + k, cols - k);
+    part[0] = fma(rest, load(x + k), part[0]);
+  }
+  *sum = add(add(part[0], part[1]), add(part[2], part[3]));
+}
+
 // out[t][i] = row i of the panel times x[t].
 template <int T>
 static void multiply(const Panel& w, const Panel& next, int64_t cols, const float* const* x, float (*out)[PANEL]) {
   constexpr int R = height(T);
   Vec sum[PANEL * T];
-  for (int r = 0; r < PANEL; r += R)
+  const bool one = T == 1 && ONE_PLACE;
+  for (int r = 0; one && r < PANEL; ++r) multiply_row(w.rows[r], cols, x[0], sum + r);
+  for (int r = 0; !one && r < PANEL; r += R)
     multiply_rows<T, R>(w.rows + r, r + R < PANEL ? w.rows + r + R : next.rows, cols, x, sum + r * T);
   for (int t = 0; t < T; ++t) sums(sum + t, T, out[t]);
 }

@@ -21,7 +21,7 @@ struct Sums {
 };
 
 // PART columns from `column` on.
-template <int S, int T>
+template <int S, int T, bool FETCH>
 [[gnu::always_inline]] static inline void part(const Strip* w, const Strip* next, int64_t column, int64_t chunks,
                                                const Row* const* x, Sums<S, T>& sums) {
   constexpr int EACH = Strip::LINES / 8;  // lines of four columns
@@ -38,7 +38,7 @@ template <int S, int T>
     for (int t = 0; t < T; ++t) columns[t] = four(x[t] + chunk * CHUNK + g * 4);
 #pragma GCC unroll 8
     for (int s = 0; s < S; ++s) {
-      for (int i = 0; i < EACH; ++i) prefetch(w[s], next[s], chunk, chunks, g * EACH + i);
+      for (int i = 0; FETCH && i < EACH; ++i) prefetch(w[s], next[s], chunk, chunks, g * EACH + i);
 #pragma GCC unroll 2
       for (int h = 0; h < HALVES; ++h) {
         const Kept kept(w[s].values + chunk * RECORD + g * FOUR, h, codes[s][h]);
@@ -50,14 +50,14 @@ template <int S, int T>
 }
 
 // y[s][t][i] = row i of strip s times token t. Rows of x are zero from the columns that exist on.
-template <int S, int T>
+template <int S, int T, bool FETCH>
 static void multiply(const Strip* w, const Strip* next, int64_t cols, const Row* const* x, Rows* y) {
   Sums<S, T> all[M];
   const int64_t chunks = cols / CHUNK;
   for (int64_t vector = 0; vector < cols / V; ++vector) {
     Sums<S, T> one;
     for (int64_t column = vector * V; column < (vector + 1) * V; column += PART)
-      part(w, next, column, chunks, x, one);
+      part<S, T, FETCH>(w, next, column, chunks, x, one);
 #pragma GCC unroll 8
     for (int s = 0; s < S; ++s)
       for (int sub_row = 0; sub_row < M; ++sub_row) {
@@ -88,9 +88,12 @@ static void multiply_strips(int strips, const Strip* w, const Strip* next, int64
                             Rows* y) {
   constexpr bool pairs = !std::is_same_v<Row, float>;  // these read columns faster than sums are kept elsewhere
   constexpr int WIDE = LANES == 16 ? (T <= 2 ? 4 : T <= 4 || !pairs ? 2 : 1) : (T <= 2 ? 2 : 1);
+  const bool fetch = !ONE_PLACE || T > 4;  // with more tokens products take longer than memory does
+  const auto wide = fetch ? multiply<WIDE, T, true> : multiply<WIDE, T, false>;
+  const auto one = fetch ? multiply<1, T, true> : multiply<1, T, false>;
   int s = 0;
-  for (; s + WIDE <= strips; s += WIDE) multiply<WIDE, T>(w + s, next + s, cols, x, y + s);
-  for (; s < strips; ++s) multiply<1, T>(w + s, next + s, cols, x, y + s);
+  for (; s + WIDE <= strips; s += WIDE) wide(w + s, next + s, cols, x, y + s);
+  for (; s < strips; ++s) one(w + s, next + s, cols, x, y + s);
 }
 
 // What strips give for tokens from x on; returns how many tokens it took. Where they are no power of two, the last one
