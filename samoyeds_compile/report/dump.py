@@ -35,7 +35,7 @@ from samoyeds_compile.report.view import View
 if TYPE_CHECKING:
     from samoyeds_compile.lower.kernels import KernelChoice
     from samoyeds_compile.match.region import MoERegion
-    from samoyeds_compile.report.model import BlockReport
+    from samoyeds_compile.report.model import BlockReport, Report
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +129,17 @@ def write_reports(root: Path, **of_model: Any) -> None:
     report = {"version": SCHEMA_VERSION, "graphs": graphs, **of_model}
     files.write(root / "report.json", json.dumps(report, indent=2))
     write_page(root, report)
+
+
+def update_reports(report: Report) -> None:
+    """Write what is known of dumped graphs by now: the `GraphReport` of each, and the reports of their folders."""
+    known = {"uncaptured": report.uncaptured, "breaks": report.breaks, "notes": report.notes}
+    of_model = {name: value for name, value in report.to_dict().items() if name in known} if any(known.values()) else {}
+    folders = {Path(graph.dump): graph for graph in report.graphs if graph.dump}
+    for folder, graph in folders.items():
+        files.write(folder / "graph.json", json.dumps(dataclasses.asdict(graph), indent=2))
+    for root in dict.fromkeys(folder.parent for folder in folders):
+        write_reports(root, **of_model)
 
 
 def _kind(region: MoERegion, block: BlockReport) -> Any:
