@@ -97,7 +97,7 @@ def _discarded(report: GraphReport, why: str) -> GraphReport:
 
     report.discarded, report.break_reason, report.break_source = why, "", ""
     for block in report.blocks:
-        block.rewritten, block.became = False, ()
+        block.rewritten, block.became, block.routing = False, (), None
         block.reason = block.reason or why
     advise(report.blocks)
     return report
@@ -135,6 +135,8 @@ def optimize(
                 steps.run("routers", fuse_routers, sound, options, edits=True)
         if any(block.rewritten for block in steps.report.blocks):  # integrations write canonical ops themselves
             steps.report.layouts = steps.run("layouts", plan_layouts, gm, options.layouts)
+            if options.record_routing:
+                steps.run("routing", count_slots, gm, steps.report, edits=True)
             steps.kernels(steps.run("lower", lower_blocks, gm, options, edits=True))
             if options.profile_ranges:
                 steps.run("ranges", mark_blocks, gm, steps.report, edits=True)
@@ -224,6 +226,13 @@ def plan_layouts(gm: fx.GraphModule, choice: str) -> list[LayoutReport]:
     from samoyeds_compile.layout.propagate import propagate_layouts
 
     return [report for module in graph_modules(gm) for report in propagate_layouts(module, choice)]
+
+
+def count_slots(gm: fx.GraphModule, report: GraphReport) -> None:
+    """Count beside every rewritten block how many slots each expert gets."""
+    from samoyeds_compile.lower.routing import add_counters
+
+    add_counters(gm, report.blocks)
 
 
 def lower_blocks(gm: fx.GraphModule, options: Options | None = None) -> list[KernelChoice]:

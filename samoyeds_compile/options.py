@@ -43,6 +43,7 @@ class Options:
             `samoyeds_compile.capture`); other code is traced as it is without us. False: Dynamo's own settings decide.
         dump: folder that receives every graph before and after as runnable Python, and ``report.json``.
         profile_ranges: surround each rewritten block by a range of the profiler with its module and kernel.
+        record_routing: count how many slots each expert of a rewritten block gets (``routing`` in the block's report).
         report: called with the `GraphReport` of every graph compiled; a `samoyeds_compile.Report` collects them.
         grouped_mm: grouped matrix products of other libraries, by operator name, and the role of each of their
             parameters, in order: ``{"mylib::gmm": "input weight sizes transposed"}``. Roles are ``input`` [S, in],
@@ -63,6 +64,7 @@ class Options:
     capture: bool = True
     dump: Path | None = None
     profile_ranges: bool = False
+    record_routing: bool = False
     report: Callable[[GraphReport], None] | None = None
     grouped_mm: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     inductor: Mapping[str, Any] = field(default_factory=dict)
@@ -212,6 +214,7 @@ _PARSERS: Mapping[str, Callable[[str, Any], Any]] = {
     "capture": _parse_bool,
     "dump": _parse_path,
     "profile_ranges": _parse_bool,
+    "record_routing": _parse_bool,
     "report": _parse_callable,
     "grouped_mm": _parse_grouped,
 }

@@ -2,7 +2,8 @@
 
 FOLDER is a dump folder, or the folder of one of its graphs; BLOCK the number of a block in its graph, ``GRAPH/BLOCK``
 in a folder of several graphs. The exit code is 0 if both compute the same, 1 if they do not, 2 if there is no such
-block.
+block. ``--time`` also compiles both, measures them, and writes ``measured.json`` beside the program of the block; the
+page shows it next to what the cost model expects.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any
 import torch
 
 from samoyeds_compile.errors import DumpError
+from samoyeds_compile.options import BASES
+from samoyeds_compile.replay.measured import write_measured
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("block", help="BLOCK, or GRAPH/BLOCK")
     parser.add_argument("--seeds", type=int, default=3, help="how many sets of inputs (default: 3)")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--time", action="store_true", help="measure both compiled, and write measured.json")
+    parser.add_argument("--base", choices=BASES, default="inductor", help="what compiles them (default: inductor)")
     chosen = parser.parse_args(arguments)
     try:
         program = find_block(chosen.folder, chosen.block)
@@ -114,6 +119,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(json.dumps([asdict(run) for run in runs], indent=2) + "\n")
     else:
         sys.stdout.write(f"{program}\n" + "".join(f"{_line(run)}\n" for run in runs))
+    if chosen.time:
+        measured = write_measured(program, chosen.base)
+        if not chosen.json:
+            sys.stdout.write(f"{measured.line}\n")
     return int(any(run.problem for run in runs))
 
 

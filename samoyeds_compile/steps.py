@@ -109,7 +109,7 @@ class Steps:
     def _give_up(self, problem: str) -> None:
         self.report.problem = problem
         for block in self.report.blocks:
-            block.rewritten, block.became = False, ()
+            block.rewritten, block.became, block.routing = False, (), None
             block.reason = block.reason or problem
 
 

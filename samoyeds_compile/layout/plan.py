@@ -8,8 +8,8 @@ from samoyeds_codegen.cpp.isa import usable_isas
 from samoyeds_codegen.cpp.layouts import MOST, Layouts
 from samoyeds_codegen.cpp.spec import DenseExpertsSpec, ExpertsSpec
 from samoyeds_compile.layout.algebra import Place
-from samoyeds_compile.layout.assign import Assignment, EdgeLayout, token_major
-from samoyeds_compile.layout.machine import Machine, kind
+from samoyeds_compile.layout.assign import Assignment, EdgeLayout, price, token_major
+from samoyeds_compile.layout.machine import Constants, Machine, kind
 from samoyeds_compile.layout.regimes import Regime, crossing, few, kernel_beats, per_expert, picoseconds, regimes
 from samoyeds_compile.layout.region import Sizes, experts_region
 from samoyeds_compile.report.layouts import EdgeReport, LayoutReport, RegimeReport
@@ -33,7 +33,7 @@ class LayoutPlan:
 
 def plan(
     block: str, spec: ExpertsSpec | DenseExpertsSpec, sizes: Sizes, machine: Machine, choice: str = "cheapest",
-    index: int | None = None,
+    index: int | None = None, recorded: int | None = None,
 ) -> LayoutPlan:  # fmt: skip
     """Choose the layouts of a block.
 
@@ -44,6 +44,7 @@ def plan(
         machine: the constants of costs.
         choice: one of `samoyeds_compile.options.LAYOUTS`.
         index: of the block in the graph's report.
+        recorded: number of tokens for which the report says what the block is expected to take.
     """
     constants = machine.constants(kind(spec))
     by_columns = isinstance(spec, DenseExpertsSpec) and spec.by_columns
@@ -57,8 +58,16 @@ def plan(
     found = LayoutReport(
         block, index, kind(spec), machine.origin, _ranges(layouts), crossing(sizes, constants), layouts.by_rows,
         *saved(sizes, machine, kind(spec)), [_regime(regime) for regime in regimes(sizes, constants)],
+        recorded, None if recorded is None else expected(sizes.at(recorded), constants),
     )  # fmt: skip
     return LayoutPlan(layouts, found)
+
+
+def expected(sizes: Sizes, constants: Constants) -> float:
+    """Microseconds that a block is expected to take, in the layouts that are best for so many tokens."""
+    at = max(sizes.tokens, 1)
+    found = next(r for r in regimes(sizes, constants) if r.last is None or at <= r.last)
+    return round(price(experts_region(sizes), found.assignment.edges, sizes.numbers(constants)) / 1e6, 3)
 
 
 def sizes_of(spec: ExpertsSpec | DenseExpertsSpec, tokens: int, hidden: int, width: int, experts: int, top_k: int,

@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from samoyeds_compile.graph.edit import BLOCK
+from samoyeds_compile.graph.values import hint
 from samoyeds_compile.layout.machine import KINDS, here, kind
 from samoyeds_compile.layout.plan import PLAN, LayoutPlan, plan, sizes_of
 from samoyeds_compile.lower.kernels import cpu_spec
@@ -44,9 +45,15 @@ def _plan(node: fx.Node, choice: str) -> LayoutPlan | None:
     bias = any(operand is not None for operand in node.args[6:9])
     hidden, width = int(x.shape[1]), in_width(down, options[2] == "in_out")
     sizes = sizes_of(spec, known, hidden, int(width), num_experts(up), int(top_k), bias)
-    made = plan(node.name, spec, sizes, here(), choice, node.meta.get(BLOCK))
+    made = plan(node.name, spec, sizes, here(), choice, node.meta.get(BLOCK), _recorded(tokens))
     node.meta[PLAN] = made
     return made
+
+
+def _recorded(tokens: Any) -> int | None:
+    """How many tokens there were when the graph was captured; None if only running it tells."""
+    number = hint(tokens)
+    return number if isinstance(number, int) else None
 
 
 def _list(argument: Any) -> list[fx.Node]:

@@ -2,7 +2,8 @@
 
 Canonical: `moe_experts`; `experts_batched` and `experts_sorted` for rows that are already dispatched; `router`. Stages:
 `route`, `expert_up`, `expert_down` (`expert_project` and `combine`). Building blocks: `expert_linear`,
-`token_products`, `packed`, `sparse_experts`, `dense_experts`, `gpu_experts`. For the profiler: `profile_range`.
+`token_products`, `packed`, `sparse_experts`, `dense_experts`, `gpu_experts`. Beside them, on demand: `profile_range`,
+`count_slots`.
 Importing this package registers them all. ``T`` tokens, ``K`` experts a token, ``S = T * K`` slots (a token at one of
 its experts), ``E`` experts, ``C`` rows an expert, ``R`` rows of all, ``H`` hidden size, ``I`` expert width; a name such
 as ``x_TH`` says the shape, and of a list of weights (see `operands`) what it is as a stack.
@@ -10,6 +11,7 @@ as ``x_TH`` says the shape, and of a list of weights (see `operands`) what it is
 
 from samoyeds_compile.ops import (
     convert_layout,
+    count_slots,
     dense_experts,
     expert_down,
     expert_linear,
@@ -32,6 +34,7 @@ from samoyeds_compile.ops import (
 
 __all__ = [
     "convert_layout",
+    "count_slots",
     "dense_experts",
     "expert_down",
     "expert_linear",

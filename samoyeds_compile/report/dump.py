@@ -7,6 +7,7 @@
     DIR/graph_000/after_lower.py    with stage ops, or one op for each block that has a kernel
     DIR/graph_000/kernels/          the generated text of kernels, and how it was compiled
     DIR/graph_000/blocks/0/         one block alone: block.py, and whatever else there is to see of it
+    DIR/graph_000/blocks/0/measured.json  how long it takes, once `repro --time` measured it
     DIR/graph_000/graph.json        the report of this graph
     DIR/graph_000/view.json         what report.html shows of it
 
@@ -35,7 +36,7 @@ from samoyeds_compile.report.view import View
 if TYPE_CHECKING:
     from samoyeds_compile.lower.kernels import KernelChoice
     from samoyeds_compile.match.region import MoERegion
-    from samoyeds_compile.report.model import BlockReport
+    from samoyeds_compile.report.model import BlockReport, Report
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class GraphDump:
         kinds: dict[Any, int] = {}
         for i, (region, block) in enumerate(matches):
             first = kinds.setdefault(_kind(region, block), i)
+            self.view.programs[i] = first
             if first == i:
                 program = partial(block_program, region, i, self.folder.name, block.module)
                 self._text(f"blocks/{i}/block.py", program)
@@ -129,6 +131,21 @@ def write_reports(root: Path, **of_model: Any) -> None:
     report = {"version": SCHEMA_VERSION, "graphs": graphs, **of_model}
     files.write(root / "report.json", json.dumps(report, indent=2))
     write_page(root, report)
+
+
+def refresh_reports(root: Path) -> None:
+    """Gather the graphs of a folder anew, and keep what its ``report.json`` says of the model as a whole."""
+    old = json.loads((root / "report.json").read_text()) if (root / "report.json").exists() else {}
+    write_reports(root, **{name: old[name] for name in ("uncaptured", "breaks", "notes") if name in old})
+
+
+def update_reports(report: Report) -> None:
+    """Write what is known of dumped graphs by now: the `GraphReport` of each, and the reports of their folders."""
+    folders = {Path(graph.dump): graph for graph in report.graphs if graph.dump}
+    for folder, graph in folders.items():
+        files.write(folder / "graph.json", json.dumps(dataclasses.asdict(graph), indent=2))
+    for root in dict.fromkeys(folder.parent for folder in folders):
+        refresh_reports(root)
 
 
 def _kind(region: MoERegion, block: BlockReport) -> Any:

@@ -65,6 +65,8 @@ class LayoutReport:
         conversions: passes over rows that are saved against an order fixed to token-major, at prefill.
         bytes_per_token: that these passes would have moved.
         regimes: at most three.
+        tokens: of the inputs with which the block was compiled; None if their number was not known.
+        microseconds: what the block is expected to take with so many, all its ops and passes together.
     """
 
     block: str
@@ -77,6 +79,8 @@ class LayoutReport:
     conversions: int
     bytes_per_token: int
     regimes: list[RegimeReport] = field(default_factory=list)
+    tokens: int | None = None
+    microseconds: float | None = None
 
     @property
     def summary(self) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from samoyeds_compile.report.layouts import LayoutReport
+from samoyeds_compile.report.routing import RoutingReport
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -41,6 +42,8 @@ class BlockReport:
         became: the ops it turned into.
         kernel: by which kernel it is computed, or why by none; empty if it was not rewritten.
         deviation: largest relative deviation seen when the rewrite was validated; None if it was not.
+        routing: how many slots each expert got, with option ``record_routing``; None without it, and for blocks whose
+            rows come dispatched to experts, as the graph has no ids of theirs.
     """
 
     module: str
@@ -64,6 +67,7 @@ class BlockReport:
     became: tuple[str, ...] = ()
     kernel: str = ""
     deviation: float | None = None
+    routing: RoutingReport | None = None
 
 
 @dataclass
@@ -156,6 +160,12 @@ class Report:
     def to_json(self, indent: int | None = 2) -> str:
         """The report as JSON text."""
         return json.dumps(self.to_dict(), indent=indent)
+
+    def update_dump(self) -> None:
+        """Write ``report.json`` and ``report.html`` of what was dumped again, with the routing so far."""
+        from samoyeds_compile.report.dump import update_reports
+
+        update_reports(self)
 
     def why(self) -> str:
         """What could be better, as text: blocks left alone, graph breaks, kernels not used; each with what to do."""

@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from samoyeds_compile.graph.values import graph_modules, hint
+from samoyeds_compile.lower.routing import counters
 from samoyeds_compile.sparsity.tensor import PackedTensor
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -37,6 +38,7 @@ def graph_program(name: str, gm: fx.GraphModule, inputs: str) -> str:
         class_name=code.split("class ", 1)[1].split("(", 1)[0].strip(),
         grad_mode="enable_grad" if torch.is_grad_enabled() else "no_grad",
         compares=not is_first,
+        counts=counters(gm),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from samoyeds_compile.report.layouts import EdgeReport, LayoutReport, RegimeReport
 from samoyeds_compile.report.model import SCHEMA_VERSION, BlockReport, GraphReport, Report, StepReport
+from samoyeds_compile.report.routing import RoutingReport
 
 _PLAIN: dict[Any, dict[str, Any]] = {
     str: {"type": "string"},
@@ -28,7 +29,7 @@ def report_schema() -> dict[str, Any]:
     folder only the graphs.
     """
     report = _object(Report)
-    kinds = (GraphReport, BlockReport, StepReport, LayoutReport, RegimeReport, EdgeReport)
+    kinds = (GraphReport, BlockReport, RoutingReport, StepReport, LayoutReport, RegimeReport, EdgeReport)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Samoyeds report",

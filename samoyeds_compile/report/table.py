@@ -26,6 +26,7 @@ def render(report: Report) -> RenderableType:
     kernels = dict.fromkeys(kernel for graph in report.graphs for kernel in graph.kernels)
     parts += [Text(f"experts: {kernel}") for kernel in kernels]
     parts += map(_layouts, {layout.summary: layout for graph in report.graphs for layout in graph.layouts}.values())
+    parts += [Text(f"routing of {b.module or b.source}: {b.routing}") for b in report.blocks if b.routing is not None]
     parts += [Text(f"note: {note}") for note in report.notes]
     return Group(*parts)
 

@@ -27,6 +27,7 @@ class View:
 
     Attributes:
         kernels: for each block how it is computed, and the files with the text.
+        programs: for each block the one whose program runs it alone: itself, or one that is alike.
     """
 
     def __init__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> None:
@@ -36,6 +37,7 @@ class View:
         self._before: dict[int, dict[str, Any]] = {}
         self._picture: dict[str, Any] = {}
         self.kernels: dict[int, dict[str, Any]] = {}
+        self.programs: dict[int, int] = {}
 
     def found(self, gm: fx.GraphModule) -> None:
         """Look at the graph with its blocks marked, before anything is rewritten."""
@@ -63,6 +65,7 @@ class View:
             "passages": [_index(table, passage) for passage in passages(lines)],
             "reason_at": _place(block.reason_source),
             "kernel": self.kernels.get(i),
+            "program": self.programs.get(i) if block.rewritten else None,
         }
 
     def _patterns(self, gm: fx.GraphModule) -> list[tuple[dict[str, Any], int]]:

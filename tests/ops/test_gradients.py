@@ -19,6 +19,7 @@ IDS = torch.tensor([[0, 3], [1, 0], [2, 2], [0, -1]])
 """With an expert named twice, one of sentinels' and one without rows (4 of 5)."""
 NO_DERIVATIVE = {
     "route": "integers",
+    "count_slots": "integers, and no result",
     "unpack": "packed weights are not trained; masters are",
     "packed_grouped_mm": "has its derivative in PackedTensor",
     **dict.fromkeys(

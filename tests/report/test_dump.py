@@ -1,7 +1,10 @@
 """The dump folder: every file of it runs, it is bounded, and processes share it."""
 
 import runpy
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,36 +17,67 @@ from tests.models import families
 DEMO = ("mixtral", "qwen3_moe", "deepseek_v3")
 
 
-def dumped(model, inputs, folder):
+def dumped(model, inputs, folder, **more):
     """The report of a model compiled with a dump."""
     torch._dynamo.reset()
     report = Report()
-    options = {"base": "eager", "dump": folder, "report": report}
+    options = {"base": "eager", "dump": folder, "report": report, **more}
     with torch.no_grad():
         torch.compile(model, backend="samoyeds", options=options)(**inputs)
     return report
 
 
-@pytest.mark.parametrize("name", DEMO)
-def test_every_program_of_the_demo_models_runs(name, tmp_path, capsys):
+def dumped_demo(name, folder, **options):
+    """The report of one of the demo models, of which nothing was left out."""
     (entry,) = [e for e in families.decorated_experts_classes() if e.id == name]
     model = families.build(entry)
     model.set_experts_implementation("grouped_mm")
-    report = dumped(model, families.inputs(entry, model), tmp_path)
+    report = dumped(model, families.inputs(entry, model), folder, **options)
     assert report.rewritten and not report.graphs[0].left_out
+    return report
+
+
+@pytest.mark.parametrize("name", DEMO)
+def test_every_program_of_the_demo_models_runs(name, tmp_path, capsys):
+    dumped_demo(name, tmp_path)
     check_programs(tmp_path, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DEMO)
+def test_every_program_of_the_demo_models_runs_alone(name, tmp_path):
+    """In processes of their own, started elsewhere: nothing that this one imported or set helps them."""
+    report = dumped_demo(name, tmp_path / "dumped", record_routing=True)
+    programs = programs_of(tmp_path / "dumped")
+    edited = {"rewrite", "routers", "routing", "lower"} & {step.name for step in report.graphs[0].steps}
+    assert {f"after_{step}.py" for step in edited} < {program.name for program in programs}
+    replays = [
+        ["-m", "samoyeds_compile.repro", str(program.parents[2]), program.parent.name, "--seeds", "1"]
+        for program in programs
+        if program.name == "block.py"
+    ]
+    assert replays
+    for arguments in [*([str(program)] for program in programs), *replays]:
+        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
+        assert ("equal" in done.stdout) == (Path(arguments[0]).name != "before.py"), arguments
 
 
 def check_programs(folder, capsys):
     """Each file runs and agrees with ``before.py``, alone and by the command that replays a block."""
-    programs = sorted(folder.glob("graph_*/**/*.py"))
-    assert {p.name for p in programs} >= {"before.py", "after_rewrite.py", "after_lower.py", "block.py"}
-    for program in programs:
+    for program in programs_of(folder):
         capsys.readouterr()
         runpy.run_path(str(program), run_name="__main__")
         assert ("equal" in capsys.readouterr().out) == (program.name != "before.py"), program
     for program in folder.glob("graph_*/blocks/*/block.py"):
         assert repro.main([str(program.parents[2]), program.parent.name, "--seeds", "1"]) == 0, program
+
+
+def programs_of(folder):
+    """Every Python file of a dump folder."""
+    programs = sorted(folder.glob("graph_*/**/*.py"))
+    assert {p.name for p in programs} >= {"before.py", "after_rewrite.py", "after_lower.py", "block.py"}
+    return programs
 
 
 def test_kernels_come_with_their_logs(tmp_path):

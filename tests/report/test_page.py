@@ -89,7 +89,7 @@ def test_page_in_a_browser(folder, tmp_path):
         detail = "document.getElementById('detail').textContent"
         assert all(text in page.evaluate(detail) for text in ("samoyeds.experts_packed", "torch.sort", "swiglu"))
         names = page.evaluate("[...document.querySelectorAll('[data-tab]')].map(tab => tab.dataset.tab)")
-        assert names == ["lines", "graph", "kernel", "pattern", "files", "all"]
+        assert names == ["lines", "graph", "kernel", "pattern", "cost", "files", "all"]
         page.press("2")
         assert page.evaluate("document.querySelectorAll('.graphview .box.ours').length") == 1
         page.press("3")
@@ -97,7 +97,7 @@ def test_page_in_a_browser(folder, tmp_path):
         assert page.evaluate("document.querySelectorAll('pre.kernel .sp').length") > 0
         page.press("4")
         assert page.evaluate("document.querySelectorAll('canvas').length") == 2
-        page.press("5")
+        page.press("6")
         assert page.evaluate("document.querySelector('#tab img').naturalWidth") > 0
         theme = page.evaluate("document.documentElement.dataset.theme")
         page.press("t")

@@ -154,6 +154,8 @@ const TABS = [
   ["graph", "Graph", (view) => view && view.before.operations.length > 1],
   ["kernel", "Kernel", (view) => view?.kernel],
   ["pattern", "Sparsity", (view) => view?.patterns?.length],
+  ["cost", "Cost", (view, entry) => view && (view.program !== null || layoutOf(entry))],
+  ["routing", "Routing", (view, entry) => entry.block.routing],
   ["files", "Artefacts", (view, entry) => artefactsOf(entry).length],
   ["all", "All fields", () => true],
 ];
@@ -165,7 +167,7 @@ function showBlock() {
   if (!shown.some(([name]) => name === state.tab)) state.tab = shown[0][0];
   $("detail").innerHTML = `<h2>${escaped(nameOf(block))}</h2>${statusHtml(block)}${factsHtml(block)}
     <div class="tabs" role="tablist">${shown.map(([name, title], i) => `<button role="tab" data-tab="${name}" title="${i + 1}" aria-selected="${name === state.tab}">${title}</button>`).join("")}</div><div id="tab"></div>`;
-  ({ lines: showLines, graph: showGraph, kernel: showKernel, pattern: showPatterns, files: showFiles, all: showAll })[state.tab]($("tab"), entry, view);
+  ({ lines: showLines, graph: showGraph, kernel: showKernel, pattern: showPatterns, cost: showCost, routing: showRouting, files: showFiles, all: showAll })[state.tab]($("tab"), entry, view);
 }
 
 function statusHtml(block) {
@@ -269,6 +271,45 @@ function paintPattern(canvas, { rows, config }) {
   for (let x = config.vector; x < (rows[0]?.length ?? 0); x += config.vector) paint.fillRect(x * cell, 0, 1, canvas.height);
   paint.globalAlpha = 0.35;
   if (config.m > 1) for (let y = config.m; y < rows.length; y += config.m) paint.fillRect(0, y * cell, canvas.width, 1);
+}
+
+const layoutOf = (entry) => (entry.g === null ? null : DATA.report.graphs[entry.g].layouts.find((layout) => layout.index === entry.b));
+
+function measuredOf(entry, view) {
+  const file = (DATA.views[entry.g]?.artefacts ?? []).find((one) => one.block === view.program && one.name === "measured.json");
+  return file ? JSON.parse(file.text) : null;
+}
+
+// The cost model against measurement. Both are of one number of tokens: that of the inputs that were recorded.
+function showCost(target, entry, view) {
+  const layout = layoutOf(entry), measured = measuredOf(entry, view), predicted = layout?.microseconds ?? null, us = (ms) => 1000 * ms;
+  const time = (value) => `${value.toFixed(1)} µs`, ratio = (value) => `${value.toFixed(2)} ×`;
+  const rows = [
+    ["predicted by the cost model", predicted === null ? "no prediction: no kernel for a CPU computes it" : time(predicted), predicted === null ? "" : `${layout.tokens} tokens, ${layout.constants === "measured" ? "costs measured here" : "default costs, of another machine"}`, "predicted"],
+    ["measured, rewritten", measured ? time(us(measured.milliseconds.after)) : "not measured", measured ? `median of ${measured.calls} calls` : "", "measured"],
+  ];
+  if (measured) rows.push(["measured, original", time(us(measured.milliseconds.before)), `compiled by ${measured.base}`, "original"]);
+  if (measured && predicted) rows.push(["measured / predicted", ratio(us(measured.milliseconds.after) / predicted), "measured is a whole call of the compiled block", "ratio"]);
+  if (measured) rows.push(["original / rewritten", ratio(measured.milliseconds.before / measured.milliseconds.after), "above 1 the rewrite is faster", "gain"]);
+  const cells = rows.map(([name, value, note, id]) => `<tr><td>${name}</td><td class="num" id="cost-${id}">${escaped(value)}</td><td class="muted">${escaped(note)}</td></tr>`);
+  let html = `<h3>Cost model against measurement</h3><table class="plain"><tr><th></th><th class="num">time</th><th></th></tr>${cells.join("")}</table>`;
+  const graph = DATA.report.graphs[entry.g].dump.split(/[\\/]/).pop().replace("graph_", "");
+  if (measured) html += `<p class="muted">${measured.inputs.length} inputs, ${escaped(measured.inputs[0])} the first; ${measured.threads} thread${measured.threads === 1 ? "" : "s"}; ${measured.cold ? "caches emptied before each call" : "caches as they are"}; ${escaped(measured.machine)}; torch ${escaped(measured.torch)}.${view.program === entry.b ? "" : ` Measured on block ${view.program}, which is alike.`}</p>`;
+  else if (view.program !== null) html += `<p class="note">Not measured: run <code>python -m samoyeds_compile.repro ${escaped(DATA.folder)} ${graph}/${view.program} --time</code>, which also brings this page up to date.</p>`;
+  target.innerHTML = html;
+}
+
+function showRouting(target, { block }) {
+  const { slots } = block.routing, total = slots.reduce((sum, n) => sum + n, 0), most = Math.max(...slots), mean = total / slots.length;
+  if (!total) { target.innerHTML = `<p class="muted">Nothing was counted yet when this page was written. Run the model, then call <code>report.update_dump()</code>.</p>`; return; }
+  const unused = slots.filter((n) => !n).length, busiest = slots.indexOf(most), height = 160, width = 640, step = width / slots.length, y = (n) => height - n / most * (height - 14);
+  const bars = slots.map((n, e) => element("rect", { class: e === busiest ? "most" : "", x: e * step + step * 0.08, y: y(n), width: step * 0.84, height: height - y(n) }, element("title", {}, `expert ${e}: ${n} slots, ${(n / mean).toFixed(2)} times the mean`)));
+  const every = Math.ceil(slots.length / 16), labels = slots.map((_, e) => e).filter((e) => e % every === 0).map((e) => element("text", { class: "small", x: (e + 0.5) * step, y: height + 15, "text-anchor": "middle" }, String(e)));
+  const line = element("line", { class: "mean", x1: 0, x2: width, y1: y(mean), y2: y(mean) });
+  const chart = element("svg", { class: "routing", viewBox: `0 0 ${width} ${height + 20}`, role: "img", "aria-label": "Slots of each expert" }, ...bars, line, ...labels);
+  target.innerHTML = `<h3>Slots of each expert</h3><figure><figcaption>Slots (a token at one of its experts) by expert, in all calls until this page was written; the line is the mean. The busiest is expert ${busiest}.</figcaption></figure>`
+    + `<div class="facts"><div><b>slots</b><span>${total}</span></div><div><b>mean of an expert</b><span>${mean.toFixed(1)}</span></div><div><b>most</b><span>${most}</span></div><div><b>imbalance, most / mean</b><span id="imbalance">${(most / mean).toFixed(2)}</span></div><div><b>experts without slots</b><span>${unused}</span></div></div>`;
+  target.querySelector("figure").prepend(chart);
 }
 
 function showFiles(target, entry) {
