@@ -141,9 +141,7 @@ def _check_rows(op: str, x_TH: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> No
         raise bad_operand(op, "expert_ids and expert_weights", f"have shapes {shapes}", "pass [T, K] both")
 
 
-def _check_side(
-    op: str, name: str, side: Side, shape: tuple[int, int, int], spec: ExpertsSpec, x_TH: Tensor
-) -> None:
+def _check_side(op: str, name: str, side: Side, shape: tuple[int, int, int], spec: ExpertsSpec, x_TH: Tensor) -> None:
     """Everything that a kernel takes for granted, as it would read beyond its operands."""
     found = {part: tuple(tensor.shape) for part, tensor in side.stored.items()}
     wanted, (dtype, *_) = _shapes(spec.pattern, *shape), [tensor.dtype for tensor in side.stored.values()]

@@ -105,9 +105,9 @@ def test_opcheck(layout):
     operands = (*args[:9], kernel, 20, layout, "out_in")
     torch.library.opcheck(OPS.gpu_experts.default, (*operands, torch.float32, "triton"))
     frozen = (torch.ones(5, 24), *leaves_of(operands, requires_grad=False))
-    # The mode that checks the schema cannot look into `torch.func.vjp`, through which some gradients go.
+    # Modes that look at storage fail within `torch.func.vjp`, through which the other gradients go.
     for names, tests in (
-        (OPERANDS, ("test_faketensor", "test_aot_dispatch_dynamic")),
+        (OPERANDS, ("test_aot_dispatch_dynamic",)),
         (("router", "down", "down_bias"), ("test_schema", "test_faketensor")),
     ):
         wanted = [name in names and (layout == "separate" or not name.startswith("gate")) for name in OPERANDS]
