@@ -69,9 +69,9 @@ def gpu_experts_backward(
     dense = {name: side for name, side in sides.items() if isinstance(side, DenseSide)}
     given = (x_TH, expert_weights_TK, *_firsts(gate, up, down), gate_bias_E, up_bias_E, down_bias_E)
     like = {name: tensor for name, tensor in zip(WANTED, given, strict=True) if name in names and tensor is not None}
-    rows = [t if t.stride(1) == 1 else t.contiguous() for t in (x_TH, grad_TH.to(x_TH.dtype))]
+    x, grad = (t if t.stride(1) == 1 else t.contiguous() for t in (x_TH, grad_TH.to(x_TH.dtype)))
     with on(x_TH.device):
-        call = Backward(*rows, expert_ids_TK, expert_weights_TK, dense, spec.activation, gate_up_layout)
+        call = Backward(x, grad, expert_ids_TK, expert_weights_TK, dense, spec.activation, gate_up_layout)
         return gradients(call, like, weight_layout == "in_out")
 
 

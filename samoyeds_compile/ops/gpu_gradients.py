@@ -20,6 +20,7 @@ from samoyeds_codegen.triton.kernel import combine
 from samoyeds_codegen.triton.operands import DenseSide
 from samoyeds_compile.ops import rows
 from samoyeds_compile.ops.expert_up import split_gate
+from samoyeds_compile.ops.gradient import pull_back
 from samoyeds_compile.ops.route import Plan, route
 
 
@@ -71,8 +72,9 @@ class Backward:
     @cached_property
     def through(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Activated rows [S, I], and for each parameter of the first projection the gradient of what it gives."""
-        h_SI, pull = torch.func.vjp(self._activated, *self._z)
-        grads = pull((self.back_SI * self.weight_S1).to(h_SI.dtype))
+        h_SI, grads = pull_back(
+            self._activated, self._z, lambda h_SI: (self.back_SI * self.weight_S1).to(h_SI.dtype)
+        )  # fmt: skip
         return h_SI, dict(zip(self.first, grads, strict=True))
 
     @property
