@@ -39,5 +39,16 @@ def test_gpu_tests_are_collected() -> None:
 
 
 def test_blocking_blocks() -> None:
-    done = bare("--collect-only", "tests/ops/test_fuzz.py")
+    done = bare("--collect-only", "tests/ops/test_router.py")
     assert done.returncode != 0 and "is not on a bare machine" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [("interpreted_training", "half and bfloat16"), ("interpreted_op", "compiled_training_step")]
+)
+def test_kernels_and_compiled_blocks_run(monkeypatch: pytest.MonkeyPatch, file: str, name: str) -> None:
+    """Not only imports: in Triton's interpreter, as there is no GPU here."""
+    pytest.importorskip("triton", reason="Triton is not made for this machine")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    done = bare(f"tests/codegen/triton/{file}.py", "-k", name)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-4000:]

@@ -56,7 +56,7 @@ def test_same_bits_and_no_synchronisation():
 @pytest.mark.parametrize("base", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_compiled_step(dtype, base):
-    model, report = Block("grouped", hidden=64, width=96, experts=8, bias=True).to("cuda", dtype), Report()
+    model, report = Block("gathered", hidden=64, width=96, experts=8, bias=True).to("cuda", dtype), Report()
     compiled = torch.compile(model, backend="samoyeds", options={"report": report, "base": base, "triton": True})
 
     def step(forward, x):

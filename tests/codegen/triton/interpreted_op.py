@@ -188,10 +188,10 @@ def training_step(model, x, forward):
     return [out, *torch.autograd.grad(out.square().mean(), list(model.parameters()))]
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_compiled_training_step(as_if_cuda, bias, tmp_path):
+@pytest.mark.parametrize(("style", "bias"), [("grouped", False), ("gathered", True)])
+def test_compiled_training_step(as_if_cuda, style, bias, tmp_path):
     """The result and the gradients of all parameters, through AOTAutograd; both ops are in its graphs."""
-    report, model, x = Report(), Block(width=32, bias=bias), torch.randn(6, 16)
+    report, model, x = Report(), Block(style, width=32, bias=bias), torch.randn(6, 16)
     compiled = torch.compile(
         model, backend="samoyeds", options={"report": report, "dump": tmp_path, "base": "aot_eager"}
     )
