@@ -142,12 +142,22 @@ def page_table(rows: list[Row], errors: dict[str, str]) -> str:
 
 
 def emulator_errors() -> dict[str, str]:
-    """For each projection its relative error; the text is the same for all targets that have the instruction."""
-    seen: dict[str, ProjectionSpec] = {}
+    """The error of each kernel by its name; the text is the same for all targets that have the instruction."""
+    return {name: error_text(spec) for name, spec in track(distinct().items(), "emulating")}
+
+
+def distinct() -> dict[str, KernelSpec]:
+    """Each kernel once, by its name without a target."""
+    seen: dict[str, KernelSpec] = {}
     for spec in specs():
-        if isinstance(spec, ProjectionSpec):
-            seen.setdefault(kernel_name(spec), spec)
-    return {name: f"{error_of(spec):.1e}" for name, spec in track(seen.items(), "emulating")}
+        seen.setdefault(kernel_name(spec), spec)
+    return seen
+
+
+def error_text(spec: KernelSpec) -> str:
+    """The emulator's error as the page has it; none at all is ``0``."""
+    error = error_of(spec)
+    return f"{error:.1e}" if error else "0"
 
 
 def write_page(rows: list[Row], errors: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""How far the result of a generated projection is from float64, its text run by the emulator on the CPU."""
+"""How far the result of a generated kernel is from the right one, its text run by the emulator on the CPU."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from samoyeds_codegen import emulate, expr
 from samoyeds_codegen.cuda.arguments import arguments_of
-from samoyeds_codegen.cuda.block import Plan, project
+from samoyeds_codegen.cuda.block import Plan, combine, plan_routing, project
 from samoyeds_codegen.cuda.emit import ENTRY, emit
 from samoyeds_codegen.cuda.launch import Launch
 from samoyeds_codegen.cuda.operands import Matrix, Projection
-from samoyeds_codegen.cuda.spec import ProjectionSpec
+from samoyeds_codegen.cuda.spec import CombineSpec, KernelSpec, ProjectionSpec, RouteSpec
 from samoyeds_compile.ops.route import route
 from samoyeds_compile.sparsity import SparsityConfig, best_mask
 from samoyeds_compile.sparsity.pack import pack as pack_canonical
@@ -21,12 +21,54 @@ from samoyeds_compile.sparsity.pack import pack as pack_canonical
 EXPERTS, FEATURES, COLUMNS, SLOTS = 2, 72, 200, 19
 
 
-def error_of(spec: ProjectionSpec) -> float:
-    """Relative to the norm of the result, which the kernel rounds to 16 bits.
+WRITTEN = ("Element*", "Result*", "Tile*", "int32_t*", "int64_t*")
+"""Types of arguments that kernels write."""
+
+
+def error_of(spec: KernelSpec) -> float:
+    """Of sums, relative to the norm of the result in float64; of a routing plan, the share of numbers that are wrong.
 
     Raises:
         EmulationError: the kernel does something wrong.
     """
+    if isinstance(spec, ProjectionSpec):
+        return _projection_error(spec)
+    return _route_error(spec) if isinstance(spec, RouteSpec) else _combine_error(spec)
+
+
+def _route_error(spec: RouteSpec) -> float:
+    """More slots of the first expert than a tile has, experts without slots, and ids that are no expert."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(-1, spec.experts + 1, (60, 2), generator=generator)
+    ids[:SLOTS] = 0
+    launch, plan = plan_routing(spec, ids.to(getattr(torch, spec.ids)))
+    _emulate(launch)
+    expected = route(ids, spec.experts)
+    tiles, count = _tiles(spec, expected.offsets_E)
+    pairs = [
+        (plan.order_S, expected.order_S), (plan.slot_TK, expected.slot_TK), (plan.offsets_E, expected.offsets_E),
+        (plan.count, count), (plan.tiles[: len(tiles), :3], tiles[:, :3]),
+    ]  # fmt: skip
+    wrong = sum(int((found != right).sum()) for found, right in pairs)
+    return wrong / sum(right.numel() for _, right in pairs)
+
+
+def _combine_error(spec: CombineSpec) -> float:
+    """Rows of nobody are not a number."""
+    generator, top_k = torch.Generator().manual_seed(0), 2
+    plan = route(torch.randint(-1, EXPERTS, (SLOTS, top_k), generator=generator), EXPERTS)
+    y_SH = torch.randn(SLOTS * top_k, COLUMNS, generator=generator).to(getattr(torch, spec.dtype))
+    y_SH[int(plan.offsets_E[-1]) :] = float("nan")
+    weights = torch.rand(SLOTS, top_k, generator=generator).to(getattr(torch, spec.weights))
+    out = torch.full((SLOTS, COLUMNS), float("nan"), dtype=getattr(torch, spec.out))
+    tiled = Plan(plan.order_S, plan.slot_TK, plan.offsets_E, *(torch.zeros(1, dtype=torch.int32) for _ in range(2)))
+    _emulate(combine(spec.target, y_SH, tiled, weights, out))
+    owned = (plan.slot_TK < plan.offsets_E[-1]).unsqueeze(-1)
+    expected = torch.where(owned, y_SH[plan.slot_TK].double() * weights.double().unsqueeze(-1), 0).sum(1)
+    return float((out.double() - expected).norm() / expected.norm())
+
+
+def _projection_error(spec: ProjectionSpec) -> float:
     generator = torch.Generator().manual_seed(0)
     dtype: torch.dtype = getattr(torch, spec.dtype)
     names = ("gate", "up") if spec.gated else ("x",)
@@ -60,7 +102,7 @@ def _packed(spec: ProjectionSpec, dense: dict[str, Tensor], bias: dict[str, Tens
     return Projection(FEATURES, COLUMNS, *found)
 
 
-def _tiles(spec: ProjectionSpec, offsets_E: Tensor) -> tuple[Tensor, Tensor]:
+def _tiles(spec: ProjectionSpec | RouteSpec, offsets_E: Tensor) -> tuple[Tensor, Tensor]:
     ends = offsets_E.tolist()
     tiles = [
         [expert, first, min(spec.tokens, end - first), 0]
@@ -74,7 +116,7 @@ def _emulate(launch: Launch) -> None:
     values: list[emulate.Argument] = []
     for kind, name, _ in arguments_of(launch.spec).fields:
         value = launch.arguments[name]
-        if name == "out":
+        if kind in WRITTEN:
             assert isinstance(value, Tensor)
             value = emulate.Output(value)
         values.append(ctypes.c_int64(value) if kind == "int64_t" else value)

@@ -20,9 +20,11 @@ from samoyeds_codegen.gpu.cost import Block
 from samoyeds_codegen.gpu.device import Device, device_of
 from samoyeds_codegen.gpu.results import of_block
 from samoyeds_codegen.gpu.tune import tune
-from samoyeds_codegen.triton.emit import emit
+from samoyeds_codegen.triton.emit import emit, emit_gradients
+from samoyeds_codegen.triton.gradients import plain
 from samoyeds_codegen.triton.kernel import interprets
 from samoyeds_codegen.triton.prove import proven
+from samoyeds_codegen.triton.prove_gradients import gradients_proven
 from samoyeds_codegen.triton.sample import Form
 from samoyeds_codegen.triton.select import kernels
 from samoyeds_codegen.triton.spec import ExpertsSpec
@@ -75,7 +77,8 @@ def gpu_kernels(
     """The kernels of a block on the device of its weights.
 
     The first time that a process asks, kernels are compiled and run on small problems on the device, and compared with
-    plain torch; the answer is kept. CUDA kernels do that in a process of their own.
+    plain torch; the answer is kept. Where gradients are enabled, so do those of the backward. CUDA kernels do that in
+    a process of their own.
 
     Args:
         expert_ids_TK: of which only the shape counts; T may be symbolic.
@@ -87,12 +90,14 @@ def gpu_kernels(
     spec = gpu_spec(gate, up, down, activation, gate_up_layout, weight_layout, weighting, compute_dtype)
     if isinstance(spec, str):
         return GpuKernels("", spec)
-    if torch.is_grad_enabled():
-        return GpuKernels("", "gradients are enabled; compile and run under torch.no_grad()")
+    trains = torch.is_grad_enabled()
+    if trains and spec.pattern is not None:
+        why = "gradients are enabled, which kernels of packed weights lack; compile and run under torch.no_grad()"
+        return GpuKernels("", why)
     device, in_out = up[0].device, weight_layout == "in_out"
     form = weight_form(gate, up, down, gate_up_layout, weight_layout, bias)
     with unset_fake_temporarily(), torch.inference_mode(False), torch.no_grad():
-        refused = {kind: _refusal(kind, spec, form, device) for kind in KINDS}
+        refused = {kind: _refusal(kind, spec, form, device, trains) for kind in KINDS}
         kinds = [kind for kind in KINDS if not refused[kind]]
         block = Block(num_experts(up), out_width(down, in_out), in_width(down, in_out))
         numbers, calls = device_of(device), _slots(expert_ids_TK)
@@ -104,9 +109,11 @@ def gpu_kernels(
         return GpuKernels("", why)
     allowed = " ".join(kinds)
     taken = ", ".join(f"{choose(spec, block, s, numbers, allowed)} for {t} tokens" for t, s in calls.items())
-    text = f"{' and '.join(NAMES[k] for k in kinds if k != TUNED)} kernels of {spec}: {taken}"
+    block_is = f"{spec} and its gradients" if trains else str(spec)
+    text = f"{' and '.join(NAMES[k] for k in kinds if k != TUNED)} kernels of {block_is}: {taken}"
     shown = f"{text}; {why}" if spec.pattern is not None else text
-    return GpuKernels(allowed, shown.removesuffix("; "), partial(_texts, spec, block, tuple(kinds), numbers, bias))
+    texts = partial(_texts, spec, block, tuple(kinds), numbers, bias, trains)
+    return GpuKernels(allowed, shown.removesuffix("; "), texts)
 
 
 def _slots(expert_ids_TK: torch.Tensor) -> dict[int, int]:
@@ -116,30 +123,36 @@ def _slots(expert_ids_TK: torch.Tensor) -> dict[int, int]:
     return {count: count * int(top_k) for count in counts}
 
 
-def _refusal(kind: str, spec: ExpertsSpec, form: Form, device: torch.device) -> str:
+def _refusal(kind: str, spec: ExpertsSpec, form: Form, device: torch.device, trains: bool) -> str:
     """Why kernels of a kind are not used; empty if they are."""
     if kind == "triton":
-        return _triton_refusal(spec, form, device)
+        return _triton_refusal(spec, form, device, trains)
     if device.type != "cuda":
         return f"they do not run on {device}"
     return proven_apart(spec, kind, form, device, device_of(device))
 
 
-def _triton_refusal(spec: ExpertsSpec, form: Form, device: torch.device) -> str:
+def _triton_refusal(spec: ExpertsSpec, form: Form, device: torch.device, trains: bool) -> str:
     try:
         interpreted = interprets()
     except KernelError as error:
         return f"{type(error).__name__}: {error}"
     if device.type != "cuda" and not interpreted:
         return f"they do not run on {device}"
-    return proven(spec, form, device)
+    return proven(spec, form, device) or (gradients_proven(spec.dtype, form, device) if trains else "")
 
 
-def _texts(spec: ExpertsSpec, block: Block, kinds: tuple[str, ...], device: Device, bias: bool) -> dict[str, str]:
+def _texts(
+    spec: ExpertsSpec, block: Block, kinds: tuple[str, ...], device: Device, bias: bool, trains: bool
+) -> dict[str, str]:
     """All kernels that a call may choose with logs of those that were compiled, and times, by names of files."""
     found = {}
     if "triton" in kinds:
         found = {f"triton_{kernel.op}_{number}.py": emit(kernel) for number, kernel in enumerate(kernels(spec))}
+        if trains:
+            backward = enumerate(kernels(plain(spec.dtype)))
+            found |= {f"triton_backward_{kernel.op}_{number}.py": emit(kernel) for number, kernel in backward}
+            found["triton_backward_weights.py"] = emit_gradients()
     for each in candidates(spec, tuple(k for k in kinds if k in ("mma", "wgmma")), device.capability):
         for op in ("up", "down"):
             kernel = projection(spec, op, each.kind, each.slots, device.capability, bias)

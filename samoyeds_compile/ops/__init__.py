@@ -2,8 +2,8 @@
 
 Canonical: `moe_experts`; `experts_batched` and `experts_sorted` for rows that are already dispatched; `router`. Stages:
 `route`, `expert_up`, `expert_down` (`expert_project` and `combine`). Building blocks: `expert_linear`,
-`token_products`, `packed`, `sparse_experts`, `dense_experts`, `gpu_experts`. Beside them, on demand: `profile_range`,
-`count_slots`.
+`token_products`, `packed`, `sparse_experts`, `dense_experts`, `gpu_experts` (`gpu_experts_backward`). Beside them, on
+demand: `profile_range`, `count_slots`.
 Importing this package registers them all. ``T`` tokens, ``K`` experts a token, ``S = T * K`` slots (a token at one of
 its experts), ``E`` experts, ``C`` rows an expert, ``R`` rows of all, ``H`` hidden size, ``I`` expert width; a name such
 as ``x_TH`` says the shape, and of a list of weights (see `operands`) what it is as a stack.
@@ -23,6 +23,7 @@ from samoyeds_compile.ops import (
     experts_packed,
     experts_sorted,
     gpu_experts,
+    gpu_experts_backward,
     moe_experts,
     packed,
     profile_range,
@@ -46,6 +47,7 @@ __all__ = [
     "experts_packed",
     "experts_sorted",
     "gpu_experts",
+    "gpu_experts_backward",
     "moe_experts",
     "packed",
     "profile_range",

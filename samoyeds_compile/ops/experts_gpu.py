@@ -54,7 +54,9 @@ def experts_gpu(
     biases = (gate_bias_E, up_bias_E, down_bias_E)
     weights = (gate_E, up_E, down_E)
     spec = gpu_spec(*weights, activation, gate_up_layout, weight_layout, weighting, compute_dtype)
-    if isinstance(spec, str) or needs_gradients([x_TH, expert_weights_TK, *gate_E, *up_E, *down_E, *biases]):
+    # Packed weights have no gradient kernels: by the transposed weight, sub-rows are chosen along the sum.
+    operands = [x_TH, expert_weights_TK, *gate_E, *up_E, *down_E, *biases]
+    if isinstance(spec, str) or (spec.pattern is not None and needs_gradients(operands)):
         return torch.ops.samoyeds.moe_experts(  # type: ignore[no-any-return]
             x_TH, expert_ids_TK, expert_weights_TK, *weights, *biases, activation, gate_up_layout, weight_layout,
             weighting, compute_dtype, out_dtype,

@@ -1,8 +1,8 @@
-"""``samoyeds::gpu_experts``: the whole block by generated kernels, Triton or CUDA, for inference on a CUDA device.
+"""``samoyeds::gpu_experts``: the whole block by generated kernels, Triton or CUDA, on a CUDA device.
 
 Routing plan, first projection with its gather and activation, second projection, weighted sum: four launches in CUDA.
 In Triton the plan is that of `route` and a list of tiles. Nothing waits for the device, so a CUDA graph can hold it.
-Under Triton's interpreter it runs on CPU tensors.
+Under Triton's interpreter it runs on CPU tensors. Its derivative is `gpu_experts_backward`.
 """
 
 from __future__ import annotations
@@ -71,18 +71,13 @@ def gpu_experts(
     from samoyeds_compile.ops.gpu_call import Call, by_cuda, by_triton
 
     spec = ExpertsSpec.named(kernel)
-    _check_rows(x_TH, expert_ids_TK, expert_weights_TK)
-    in_out, hidden, of_both = weight_layout == "in_out", x_TH.shape[1], gate_up_layout in BOTH
-    biases = {"gate": gate_bias_E, "up": up_bias_E, "down": down_bias_E}
-    stored = {"gate": gate, "up": up, "down": down} if gate_up_layout == "separate" else {"up": up, "down": down}
-    rows = {"gate": width, "up": 2 * width if of_both else width, "down": hidden}
-    wholes = {name: _side(spec, tensors, biases[name], rows[name], in_out) for name, tensors in stored.items()}
-    last = wholes["down"]
-    experts = down[0].shape[0]
-    for name, side in wholes.items():
-        _check_side(name, side, (experts, rows[name], width if name == "down" else hidden), spec, x_TH)
+    wholes = whole_sides(
+        OP, spec, x_TH, expert_ids_TK, expert_weights_TK, gate, up, down, gate_bias_E, up_bias_E, down_bias_E, width,
+        gate_up_layout, weight_layout,
+    )  # fmt: skip
+    last, experts, hidden = wholes["down"], down[0].shape[0], x_TH.shape[1]
     sides = {name: side for name, side in wholes.items() if name != "down"}
-    if of_both:
+    if gate_up_layout in BOTH:
         sides = {name: wholes["up"].half(i, gate_up_layout == "interleaved") for i, name in enumerate(GATED_NAMES)}
     x, device = x_TH if x_TH.stride(1) == 1 else x_TH.contiguous(), device_of(x_TH.device)
     candidate = choose(spec, Block(experts, hidden, width), expert_ids_TK.numel(), device, kinds)
@@ -91,6 +86,42 @@ def gpu_experts(
         return by(
             Call(spec, candidate, device, experts, x, expert_ids_TK, expert_weights_TK, sides, last, width, out_dtype)
         )
+
+
+def whole_sides(
+    op: str,
+    spec: ExpertsSpec,
+    x_TH: Tensor,
+    expert_ids_TK: Tensor,
+    expert_weights_TK: Tensor,
+    gate: Sequence[Tensor],
+    up: Sequence[Tensor],
+    down: Sequence[Tensor],
+    gate_bias_E: Tensor | None,
+    up_bias_E: Tensor | None,
+    down_bias_E: Tensor | None,
+    width: int,
+    gate_up_layout: str,
+    weight_layout: str,
+) -> dict[str, Side]:
+    """The parameters of a block as kernels read them, by name; one that has gate and up is ``up``, whole.
+
+    Args:
+        op: that checks its operands.
+        spec: the block; all else as `gpu_experts` takes it.
+
+    Raises:
+        OperandError: an operand does not fit the others.
+    """
+    _check_rows(op, x_TH, expert_ids_TK, expert_weights_TK)
+    in_out, hidden = weight_layout == "in_out", x_TH.shape[1]
+    biases = {"gate": gate_bias_E, "up": up_bias_E, "down": down_bias_E}
+    stored = {"gate": gate, "up": up, "down": down} if gate_up_layout == "separate" else {"up": up, "down": down}
+    rows = {"gate": width, "up": 2 * width if gate_up_layout in BOTH else width, "down": hidden}
+    wholes = {name: _side(spec, tensors, biases[name], rows[name], in_out) for name, tensors in stored.items()}
+    for name, side in wholes.items():
+        _check_side(op, name, side, (down[0].shape[0], rows[name], width if name == "down" else hidden), spec, x_TH)
+    return wholes
 
 
 def _side(spec: ExpertsSpec, stored: Sequence[Tensor], bias: Tensor | None, rows: int, in_out: bool) -> Side:
@@ -102,24 +133,24 @@ def _side(spec: ExpertsSpec, stored: Sequence[Tensor], bias: Tensor | None, rows
     return PackedSide(stored[0], stored[1], selection, spec.pattern, rows, 0, bias)
 
 
-def _check_rows(x_TH: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> None:
+def _check_rows(op: str, x_TH: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> None:
     if x_TH.dim() != 2:
-        raise bad_operand(OP, "x", f"has rank {x_TH.dim()}", "pass [T, H]")
+        raise bad_operand(op, "x", f"has rank {x_TH.dim()}", "pass [T, H]")
     if ids_TK.shape != weights_TK.shape or ids_TK.dim() != 2 or ids_TK.shape[0] != x_TH.shape[0]:
         shapes = f"{list(ids_TK.shape)} and {list(weights_TK.shape)}"
-        raise bad_operand(OP, "expert_ids and expert_weights", f"have shapes {shapes}", "pass [T, K] both")
+        raise bad_operand(op, "expert_ids and expert_weights", f"have shapes {shapes}", "pass [T, K] both")
 
 
-def _check_side(name: str, side: Side, shape: tuple[int, int, int], spec: ExpertsSpec, x_TH: Tensor) -> None:
+def _check_side(op: str, name: str, side: Side, shape: tuple[int, int, int], spec: ExpertsSpec, x_TH: Tensor) -> None:
     """Everything that a kernel takes for granted, as it would read beyond its operands."""
     found = {part: tuple(tensor.shape) for part, tensor in side.stored.items()}
     wanted, (dtype, *_) = _shapes(spec.pattern, *shape), [tensor.dtype for tensor in side.stored.values()]
     if found != wanted or dtype != x_TH.dtype or str(dtype) != f"torch.{spec.dtype}":
-        raise bad_operand(OP, name, f"is {dtype} {found}", f"pass {spec.dtype} {wanted}, and rows of that dtype")
+        raise bad_operand(op, name, f"is {dtype} {found}", f"pass {spec.dtype} {wanted}, and rows of that dtype")
     if side.bias is not None and side.bias.shape != shape[:2]:
-        raise bad_operand(OP, f"{name}_bias", f"has shape {tuple(side.bias.shape)}", f"pass {shape[:2]}")
+        raise bad_operand(op, f"{name}_bias", f"has shape {tuple(side.bias.shape)}", f"pass {shape[:2]}")
     if any(tensor.device != x_TH.device for tensor in side.stored.values()):
-        raise bad_operand(OP, name, f"is not on {x_TH.device}", "move all operands to one device")
+        raise bad_operand(op, name, f"is not on {x_TH.device}", "move all operands to one device")
 
 
 def _shapes(pattern: Pattern | None, experts: int, rows: int, cols: int) -> dict[str, tuple[int, ...]]:

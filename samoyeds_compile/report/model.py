@@ -180,10 +180,14 @@ class Report:
         return render(self)
 
     def __str__(self) -> str:
-        """The rich rendering as plain text."""
-        from samoyeds_compile.report.table import to_text
+        """The rich rendering as plain text; without rich, lines."""
+        try:
+            from samoyeds_compile.report import table
+        except ImportError:
+            from samoyeds_compile.report import plain
 
-        return to_text(self)
+            return plain.to_text(self)
+        return table.to_text(self)
 
     def __iter__(self) -> Iterator[BlockReport]:
         """Iterate over the blocks."""

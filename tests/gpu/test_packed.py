@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from transformers import MixtralConfig, MixtralForCausalLM
 
 from samoyeds_compile import PackedTensor, Report, SparsityConfig, densify_, sparsify_
 from samoyeds_compile.sparsity import best_mask
+from tests.gpu.models import mixtral
 
 pytestmark = [
     pytest.mark.gpu,
@@ -16,11 +16,8 @@ pytestmark = [
 CONFIGS = [SparsityConfig(1, 1, 32), SparsityConfig(1, 2, 32), SparsityConfig(1, 2, 128, group=16)]
 
 
-def model(dtype=torch.bfloat16):
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = MixtralConfig(vocab_size=128, num_hidden_layers=2, num_local_experts=4, **sizes)
-    return MixtralForCausalLM(config).to("cuda", dtype).eval()
+def model():
+    return mixtral().to("cuda", torch.bfloat16).eval()
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from transformers import MixtralConfig, MixtralForCausalLM
 
 from samoyeds_codegen.triton.gradients import row_gradient, weight_gradient
 from samoyeds_codegen.triton.prove import prove
@@ -15,6 +14,7 @@ from samoyeds_compile import Report, SparsityConfig, densify_, sparsify_
 from samoyeds_compile.ops import reference
 from samoyeds_compile.ops.route import route
 from tests.codegen.triton.cases import Experts, check, spec_of
+from tests.gpu.models import mixtral
 from tests.ops.operands import operands
 
 pytestmark = [
@@ -85,10 +85,7 @@ def test_gradients(dtype):
 
 @pytest.mark.parametrize("sparse", [False, True])
 def test_compiled_model_uses_them(sparse):
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = MixtralConfig(vocab_size=128, num_hidden_layers=2, num_local_experts=4, **sizes)
-    model, report = MixtralForCausalLM(config).to("cuda", torch.bfloat16).eval(), Report()
+    model, report = mixtral().to("cuda", torch.bfloat16).eval(), Report()
     tokens = torch.randint(128, (2, 48), device="cuda")
     if sparse:
         sparsify_(model, SparsityConfig(1, 2, 32), method="magnitude", progress=False)

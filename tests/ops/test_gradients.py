@@ -21,9 +21,11 @@ NO_DERIVATIVE = {
     "route": "integers",
     "count_slots": "integers, and no result",
     "unpack": "packed weights are not trained; masters are",
+    "gpu_experts": "has no float64; interpreted_training.py compares its derivative with one",
+    "gpu_experts_backward": "is the derivative of gpu_experts",
     "packed_grouped_mm": "has its derivative in PackedTensor",
     **dict.fromkeys(
-        ("choose_experts", "sparse_experts", "dense_experts", "gpu_experts"),
+        ("choose_experts", "sparse_experts", "dense_experts"),
         "kernels for inference, never lowered to otherwise",
     ),
 }

@@ -1,4 +1,6 @@
-"""Gradients of a projection of dense weights, which a mask may thin out. Nothing here waits for the device.
+"""Gradients of a projection of dense weights, which a mask may thin out, and the projection that they need again.
+
+Nothing here waits for the device.
 
 ``y = x @ W[e].T`` over the slots of each expert e. That of the rows is a projection itself, by the transposed weight;
 that of the weights sums over the slots of an expert, in slot order, so it is the same in every run.
@@ -22,6 +24,30 @@ OUTER = {"half": Tile(64, 32, 64, 4, 3), "full": Tile(32, 16, 32, 4, 3)}
 """Rows, slots and columns of the gradient of a weight, for 16 and 32 bit dtypes."""
 
 
+def plain(dtype: str) -> ExpertsSpec:
+    """Projections of a dtype without an activation."""
+    return ExpertsSpec(dtype, None, "x", False)
+
+
+def project_tokens(
+    x_TH: Tensor, order_S: Tensor, top_k: int, side: DenseSide, offsets_E: Tensor, out_SO: Tensor
+) -> None:
+    """``W[e] @ x + b[e]`` of the token of each slot of expert e; other rows of ``out_SO`` stay as they are.
+
+    Args:
+        x_TH: tokens in the dtype of the weight, columns contiguous.
+        order_S: int64, position of each slot among the ids made flat.
+        top_k: K.
+        side: the weight.
+        offsets_E: int32, where each expert's slots end.
+        out_SO: columns contiguous.
+    """
+    spec, slots = plain(_name(side.weight)), order_S.shape[0]
+    tile = choose(spec, slots, offsets_E.shape[0]).up
+    tiles = work_list(offsets_E, slots, tile.slots)
+    projection(KernelSpec("up", spec, tile))(x_TH, order_S, top_k, tiles, {"up": side}, out_SO)
+
+
 def row_gradient(grad_SO: Tensor, weight_EOI: Tensor, offsets_E: Tensor, out_SI: Tensor) -> None:
     """``grad @ W[e]`` for the slots of each expert e; other rows of ``out_SI`` stay as they are.
 
@@ -32,7 +58,7 @@ def row_gradient(grad_SO: Tensor, weight_EOI: Tensor, offsets_E: Tensor, out_SI:
         out_SI: columns contiguous.
     """
     slots, experts = grad_SO.shape[0], weight_EOI.shape[0]
-    spec = ExpertsSpec(_name(weight_EOI), None, "x", False)
+    spec = plain(_name(weight_EOI))
     tile = choose(spec, slots, experts).down
     sides = {"down": DenseSide(weight_EOI.mT)}
     tiles = work_list(offsets_E, slots, tile.slots)

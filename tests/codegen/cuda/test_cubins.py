@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.cubins import PAGE, page_row, row_of, specs
+from benchmarks.cubins import PAGE, distinct, error_text, page_row, row_of, specs
 from samoyeds_codegen.cuda.emit import TEMPLATES, emit
 from samoyeds_codegen.cuda.nvrtc import compile_cubin, version
 from samoyeds_codegen.cuda.pattern import Pattern
@@ -48,6 +48,17 @@ def test_machine_code(spec) -> None:
     assert sass.registers <= MOST_REGISTERS[spec.tokens] or spec.wgmma
     assert 0 < sass.count("LDGSTS") - sass.count("LDGSTS", "128") <= sass.count("LDGSTS", "128")  # metadata, the rest
     assert not (spec.direct and sass.count("FFMA"))  # whose sub-rows tensor cores choose
+
+
+@pytest.mark.parametrize("name", distinct())
+def test_emulator_error(name) -> None:
+    """The last column of the page, for all targets, is what the emulator finds now, and is that of rounding."""
+    rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith(f"| {name} | sm_")]
+    found = {line.split("|")[-2].strip() for line in rows}
+    text = error_text(distinct()[name])
+    remedy = "python -m benchmarks.gpu --compile-only --page writes it again"
+    assert rows and found == {text}, f"docs/gpu_cuda.md has {found} as the error of {name}, not {text}; {remedy}"
+    assert float(text) <= (4e-3 if "bfloat16" in name else 5e-4)
 
 
 def test_golden() -> None:

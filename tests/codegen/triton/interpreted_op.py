@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from samoyeds_codegen.triton import emit as emitter
+from samoyeds_codegen.triton import prove_gradients
 from samoyeds_codegen.triton.emit import template
 from samoyeds_codegen.triton.kernel import projection
 from samoyeds_codegen.triton.prove import proven
@@ -13,7 +14,7 @@ from samoyeds_codegen.triton.sample import Form
 from samoyeds_codegen.triton.spec import Pattern
 from samoyeds_compile import Report, SparsityConfig
 from samoyeds_compile.errors import OperandError
-from samoyeds_compile.lower import kernels, stages
+from samoyeds_compile.lower import gpu, kernels, stages
 from samoyeds_compile.lower.gpu import gpu_kernels, switched_off
 from samoyeds_compile.lower.kernels import gpu_choice
 from samoyeds_compile.ops import reference
@@ -110,8 +111,8 @@ def test_reasons_of_packed_weights(config, width, word):
     assert word in gpu_spec(*args[3:6], *args[9:], torch.float32)
 
 
-def test_gradients_take_the_other_way():
-    args = operands(5, 4, 2, 3, 24, 20, "concatenated", "out_in", False)
+def test_gradients_of_packed_weights_take_the_other_way():
+    _, args = packed_operands(operands(5, 4, 2, 3, 32, 32, "concatenated", "out_in", False), SparsityConfig(1, 2, 32))
     args[0].requires_grad_()
     canonical(args).sum().backward()
     assert args[0].grad.abs().sum() > 0
@@ -180,6 +181,38 @@ def test_compiled(as_if_cuda, tmp_path):
     texts = sorted((tmp_path / "graph_000" / "kernels").iterdir())
     assert {path.name.rsplit("_", 1)[0] for path in texts} == {"triton_up", "triton_down"}
     assert all("@triton.jit" in path.read_text() for path in texts)
+
+
+def training_step(model, x, forward):
+    out = forward(x)
+    return [out, *torch.autograd.grad(out.square().mean(), list(model.parameters()))]
+
+
+@pytest.mark.parametrize(("style", "bias"), [("grouped", False), ("gathered", True)])
+def test_compiled_training_step(as_if_cuda, style, bias, tmp_path):
+    """The result and the gradients of all parameters, through AOTAutograd; both ops are in its graphs."""
+    report, model, x = Report(), Block(style, width=32, bias=bias), torch.randn(6, 16)
+    compiled = torch.compile(
+        model, backend="samoyeds", options={"report": report, "dump": tmp_path, "base": "aot_eager"}
+    )
+    with torch.profiler.profile() as profile:
+        found = training_step(model, x, compiled)
+    for mine, theirs in zip(found, training_step(model, x, model), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+    assert {"samoyeds::gpu_experts", "samoyeds::gpu_experts_backward"} <= {event.name for event in profile.events()}
+    assert "Triton kernels of float32 dense swiglu and its gradients" in str(report)
+    texts = {path.name.rsplit("_", 1)[0] for path in (tmp_path / "graph_000" / "kernels").iterdir()}
+    assert texts == {"triton_up", "triton_down", "triton_backward", "triton_backward_up", "triton_backward_down"}
+
+
+def test_compiled_training_with_a_wrong_gradient(as_if_cuda, monkeypatch):
+    """It is refused, the report says so, and training is PyTorch's."""
+    monkeypatch.setattr(gpu, "gradients_proven", lambda *a: prove_gradients.prove_gradients(*a, lambda *b: None))
+    report, model, x = Report(), Block(width=32), torch.randn(6, 16)
+    compiled = torch.compile(model, backend="samoyeds", options={"report": report, "base": "aot_eager"})
+    for mine, theirs in zip(training_step(model, x, compiled), training_step(model, x, model), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+    assert "Triton kernels were refused: the gradient of a float32 weight" in str(report)
 
 
 @pytest.mark.parametrize(

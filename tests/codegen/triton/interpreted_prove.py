@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from samoyeds_codegen.triton.emit import emit
+from samoyeds_codegen.triton.gradients import weight_gradient
 from samoyeds_codegen.triton.kernel import Projection
 from samoyeds_codegen.triton.prove import prove
+from samoyeds_codegen.triton.prove_gradients import prove_gradients
 from samoyeds_codegen.triton.sample import Form
 from samoyeds_codegen.triton.spec import Pattern
 from tests.codegen.triton.cases import spec_of
@@ -52,3 +54,24 @@ def test_what_raises_is_refused():
 
     reason = prove(spec_of(), Form(), CPU, load)
     assert "do not run on cpu" in reason and "no_such_thing" in reason
+
+
+@pytest.mark.parametrize("form", [Form(), Form(False, True, True, True)], ids=["aligned", "ragged"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_right_gradients_are_proven(dtype, form):
+    assert prove_gradients(dtype, form, CPU) == ""
+
+
+@pytest.mark.parametrize("wrong", ["twice", "beyond", "nobody's", "raises"])
+def test_wrong_gradients_are_refused(wrong):
+    def outer(grad, x, order, top_k, offsets, mask, out):
+        if wrong == "raises":
+            raise RuntimeError("no_such_thing")
+        offsets = offsets + (offsets == offsets[-1]).int() if wrong == "nobody's" else offsets
+        weight_gradient(grad, x, order, top_k, offsets, mask, out)
+        if wrong == "twice":
+            out *= 2
+        if wrong == "beyond":
+            torch.as_strided(out, (1,), (1,), out.storage_offset() + out.untyped_storage().nbytes() // 4 - 1).zero_()
+
+    assert "gradient" in prove_gradients("float32", Form(), CPU, outer)
