@@ -39,10 +39,11 @@ def experts_gpu(
     compute_dtype: torch.dtype,
     out_dtype: torch.dtype | None,
     kinds: str = "triton",
+    gathers: int = 0,
 ) -> Tensor:
     """The same function of the same operands as `moe_experts`, and `moe_experts` itself where no kernel fits them.
 
-    ``kinds`` is as `gpu_experts` takes it; kernels of these kinds have proven themselves on the device.
+    ``kinds`` and ``gathers`` are as `gpu_experts` takes them; kernels of these kinds have proven themselves on the device.
 
     Raises:
         OperandError: an operand does not fit the others.
@@ -63,6 +64,7 @@ def experts_gpu(
     return torch.ops.samoyeds.gpu_experts(  # type: ignore[no-any-return]
         x_TH.to(compute_dtype), expert_ids_TK, expert_weights_TK, *map(_stored, weights), *biases, spec.name, width,
         gate_up_layout, weight_layout, out_dtype or torch.promote_types(compute_dtype, expert_weights_TK.dtype), kinds,
+        gathers,
     )  # fmt: skip
 
 
@@ -100,6 +102,7 @@ def weight_form(
     gate_up_layout: str,
     weight_layout: str,
     bias: bool,
+    gathered: bool = False,
 ) -> Form:
     """What else about the operands makes Triton compile another kernel, for `prove`."""
     in_out, dense = weight_layout == "in_out", not isinstance(up_E[0], PackedTensor)
@@ -109,6 +112,7 @@ def weight_form(
         transposed=dense and up_E[0].stride(-2 if in_out else -1) != 1,
         interleaved=dense and gate_up_layout == "interleaved",
         bias=bias,
+        gathered=gathered,
     )
 
 
@@ -145,4 +149,4 @@ def _stored(weights: Sequence[Tensor]) -> list[Tensor]:
     return [tensor for tensor in (packed.values, packed.metadata, packed.selection) if tensor is not None]
 
 
-define_composite(f'experts_gpu({OPERANDS}, str kinds="triton") -> Tensor', experts_gpu)
+define_composite(f'experts_gpu({OPERANDS}, str kinds="triton", int gathers=0) -> Tensor', experts_gpu)

@@ -28,6 +28,8 @@ TRITON_SHARE, MMA_SHARE = 0.6, 0.6
 UNPACK_CLOCKS = 0.1
 """Of a multiprocessor, to spread one kept position and its neighbour in Triton: 800 instructions of a thread for 64 x
 128 columns, counted in machine code."""
+CACHE_LATENCY = 2e-7
+"""Seconds from a request to the second-level cache to its bytes; assumed."""
 RESIDENT = 2
 """Blocks of a multiprocessor at a time; wgmma kernels have one, which stays."""
 
@@ -48,12 +50,14 @@ from_cache = (tiles * R * C * width + 2 * blocks * n * C) / cache
 products = 2 * tiles * n * R * C * density / (rate * busy)
 unpacking = tiles * R * C * spread / (clock * busy)
 seconds = LAUNCH + sympy.Max(memory, from_cache, products, unpacking)
+following = CACHE_LATENCY * sympy.ceiling(blocks / places)
+"""What it takes longer to read rows by their order: each block reads that before it can ask for the first row."""
 ARGUMENTS = (S, E, R, C, r, n, width, density, spread, places, under_way, bandwidth, cache, rate, clock)
 
 
 @functools.cache
-def _compiled() -> Callable[..., float]:
-    found: Callable[..., float] = sympy.lambdify(ARGUMENTS, seconds, "math", cse=True)
+def _compiled(expression: sympy.Expr) -> Callable[..., float]:
+    found: Callable[..., float] = sympy.lambdify(ARGUMENTS, expression, "math", cse=True)
     return found
 
 
@@ -68,18 +72,29 @@ class Block:
 
 def cost(candidate: Candidate, spec: ExpertsSpec, block: Block, slots: int, device: Device) -> float:
     """Seconds of both projections; the rest of a block costs the same whatever computes these."""
-    sides = 2 if spec.gated else 1
-    up = _projection(candidate, "up", spec, (sides * block.width, block.hidden), block.experts, slots, device)
-    return up + _projection(candidate, "down", spec, (block.hidden, block.width), block.experts, slots, device)
+    return sum(projection_seconds(candidate, op, spec, block, slots, device) for op in ("up", "down"))
 
 
-def _projection(
-    candidate: Candidate, op: str, spec: ExpertsSpec, size: tuple[int, int], experts: int, slots: int, device: Device
+def projection_seconds(
+    candidate: Candidate, op: str, spec: ExpertsSpec, block: Block, slots: int, device: Device
+) -> float:
+    """Seconds of one projection, ``up`` or ``down``, whose rows are asked for at once."""
+    return _evaluate(seconds, candidate, op, spec, block, slots, device)
+
+
+def following_seconds(candidate: Candidate, spec: ExpertsSpec, block: Block, slots: int, device: Device) -> float:
+    """Seconds that the first projection takes longer as it reads rows of tokens, by the order of the slots."""
+    return _evaluate(following, candidate, "up", spec, block, slots, device)
+
+
+def _evaluate(
+    expression: sympy.Expr, candidate: Candidate, op: str, spec: ExpertsSpec, block: Block, slots: int, device: Device
 ) -> float:  # fmt: skip
-    rows, columns = size
+    sides = 2 if spec.gated else 1
+    rows, columns = (sides * block.width, block.hidden) if op == "up" else (block.hidden, block.width)
     use = _triton(candidate, op, spec, device) if candidate.tiles is not None else _cuda(candidate, spec, device)
-    return _compiled()(
-        slots, experts, rows, columns, use.rows, candidate.slots, _weight_bytes(spec), use.density, use.spread,
+    return _compiled(expression)(
+        slots, block.experts, rows, columns, use.rows, candidate.slots, _weight_bytes(spec), use.density, use.spread,
         use.places, use.under_way, device.bandwidth, device.cache_bandwidth, use.rate, device.clock * device.processors,
     )  # fmt: skip
 
