@@ -43,7 +43,8 @@ def experts_gpu(
 ) -> Tensor:
     """The same function of the same operands as `moe_experts`, and `moe_experts` itself where no kernel fits them.
 
-    ``kinds`` and ``gathers`` are as `gpu_experts` takes them; kernels of these kinds have proven themselves on the device.
+    ``kinds`` and ``gathers`` are as `gpu_experts` takes them; kernels of these kinds have proven themselves on the
+    device.
 
     Raises:
         OperandError: an operand does not fit the others.
@@ -102,7 +103,6 @@ def weight_form(
     gate_up_layout: str,
     weight_layout: str,
     bias: bool,
-    gathered: bool = False,
 ) -> Form:
     """What else about the operands makes Triton compile another kernel, for `prove`."""
     in_out, dense = weight_layout == "in_out", not isinstance(up_E[0], PackedTensor)
@@ -112,7 +112,6 @@ def weight_form(
         transposed=dense and up_E[0].stride(-2 if in_out else -1) != 1,
         interleaved=dense and gate_up_layout == "interleaved",
         bias=bias,
-        gathered=gathered,
     )
 
 

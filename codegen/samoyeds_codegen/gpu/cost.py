@@ -45,13 +45,16 @@ tiles = hit * sympy.ceiling(S / (hit * n))
 blocks = tiles * sympy.ceiling(R / r)
 busy = blocks / (places * sympy.ceiling(blocks / places))
 """The share of places that have work, over all waves."""
-memory = (hit * R * C * width + 2 * S * (C + R)) / sympy.Min(bandwidth, sympy.Min(blocks, places) * under_way / LATENCY)
+moved = hit * R * C * width + 2 * S * (C + R)
+memory, asked = moved / bandwidth, moved * LATENCY / (sympy.Min(blocks, places) * under_way)
 from_cache = (tiles * R * C * width + 2 * blocks * n * C) / cache
 products = 2 * tiles * n * R * C * density / (rate * busy)
 unpacking = tiles * R * C * spread / (clock * busy)
-seconds = LAUNCH + sympy.Max(memory, from_cache, products, unpacking)
-following = CACHE_LATENCY * sympy.ceiling(blocks / places)
-"""What it takes longer to read rows by their order: each block reads that before it can ask for the first row."""
+seconds = LAUNCH + sympy.Max(memory, asked, from_cache, products, unpacking)
+wait = CACHE_LATENCY * sympy.ceiling(blocks / places)
+by_order = LAUNCH + sympy.Max(memory, asked + wait, from_cache, products + wait, unpacking + wait)
+"""The same where rows are read by their order: each block reads that before it can ask for the first row. Where memory
+or cache are busy with other blocks it waits for nothing."""
 ARGUMENTS = (S, E, R, C, r, n, width, density, spread, places, under_way, bandwidth, cache, rate, clock)
 
 
@@ -82,9 +85,9 @@ def projection_seconds(
     return _evaluate(seconds, candidate, op, spec, block, slots, device)
 
 
-def following_seconds(candidate: Candidate, spec: ExpertsSpec, block: Block, slots: int, device: Device) -> float:
-    """Seconds that the first projection takes longer as it reads rows of tokens, by the order of the slots."""
-    return _evaluate(following, candidate, "up", spec, block, slots, device)
+def by_order_seconds(candidate: Candidate, spec: ExpertsSpec, block: Block, slots: int, device: Device) -> float:
+    """Seconds of the first projection where it reads rows of tokens, by the order of the slots."""
+    return _evaluate(by_order, candidate, "up", spec, block, slots, device)
 
 
 def _evaluate(

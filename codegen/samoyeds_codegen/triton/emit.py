@@ -32,7 +32,7 @@ def emit(spec: KernelSpec) -> str:
 
 
 def emit_plan() -> str:
-    """Triton of what is the same for all experts: ``tiles``, the work list, ``gather``, and the weighted ``combine``."""
+    """Triton of what is the same for all experts: ``tiles``, the work list, ``gather``, and ``combine``."""
     return _file("plan: work list, gather and weighted sum", [template(t) for t in ("tiles", "gather", "combine")])
 
 
@@ -56,7 +56,7 @@ def _project(spec: KernelSpec) -> str:
 
     pattern, gather = spec.experts.pattern, spec.op == "up"
     sections = _sections(spec)
-    operand = "X [T, cols] are tokens, ORDER [S] is where each slot stands among the ids; without it X [S, cols] is rows."
+    operand = "X [T, cols] are tokens, ORDER [S] where each slot stands among the ids; without it X [S, cols] is rows."
     names = {
         "out_rows": spec.out_rows,
         "slots": spec.tile.slots,

@@ -45,7 +45,8 @@ def prove(spec: ExpertsSpec, form: Form, device: torch.device, load: Load = proj
     try:
         # The problems are made on the CPU, with a generator of their own, whatever the default device is.
         with on(device), torch.device("cpu"):
-            return _plan(device) or next(filter(None, (_project(k, form, device, load) for k in kernels(spec))), "")
+            asked = [k for k in kernels(spec) if k.op == "up" or not form.gathered]
+            return _plan(device) or next(filter(None, (_project(k, form, device, load) for k in asked)), "")
     except Exception as error:  # whatever Triton, its assembler, the driver or the device raise
         return f"the kernels do not run on {device}: {type(error).__name__}: {str(error)[:500]}"
 
