@@ -134,7 +134,7 @@ def optimize(
             if options.fuse_routers or (options.fuse_routers is None and not torch.is_grad_enabled()):
                 steps.run("routers", fuse_routers, sound, options, edits=True)
         if any(block.rewritten for block in steps.report.blocks):  # integrations write canonical ops themselves
-            steps.report.layouts = steps.run("layouts", plan_layouts, gm, options.layouts)
+            steps.report.layouts = steps.run("layouts", plan_layouts, gm, options)
             if options.record_routing:
                 steps.run("routing", count_slots, gm, steps.report, edits=True)
             steps.kernels(steps.run("lower", lower_blocks, gm, options, edits=True))
@@ -220,12 +220,13 @@ def fuse_routers(matches: Sequence[Match], options: Options) -> None:
     driver.fuse_routers(allowed, options.validate, everywhere=options.fuse_routers is True)
 
 
-def plan_layouts(gm: fx.GraphModule, choice: str) -> list[LayoutReport]:
-    """Choose the layouts of every block that a kernel computes; the lowering reads them."""
+def plan_layouts(gm: fx.GraphModule, options: Options) -> list[LayoutReport]:
+    """Choose the layouts of every block that a kernel or a GPU computes; the lowering reads them."""
     from samoyeds_compile.graph.values import graph_modules
     from samoyeds_compile.layout.propagate import propagate_layouts
 
-    return [report for module in graph_modules(gm) for report in propagate_layouts(module, choice)]
+    chosen = options.layouts, options.triton, options.mode.startswith("max-autotune")
+    return [report for module in graph_modules(gm) for report in propagate_layouts(module, *chosen)]
 
 
 def count_slots(gm: fx.GraphModule, report: GraphReport) -> None:

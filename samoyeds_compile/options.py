@@ -36,7 +36,7 @@ class Options:
             in inference on a CPU, where that op is C++.
         triton: compute experts on CUDA devices by generated Triton kernels in inference; None: with packed weights,
             which would be unpacked in every call otherwise. Dense kernels were not timed yet.
-        layouts: how rows lie inside kernels for CPUs: ``cheapest`` (see docs/layouts.md), or, to measure that against,
+        layouts: how rows lie inside kernels: ``cheapest`` (see docs/layouts.md), or, to measure that against,
             ``token_major`` (one order everywhere) or ``dearest``.
         disable: names of families that must not match, comma separated in the environment.
         capture: let Dynamo trace ``nonzero``, ``x[mask]`` and ``tolist()`` where that makes a block rewritable (see

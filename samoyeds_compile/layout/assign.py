@@ -117,7 +117,7 @@ class Problem:
         })  # fmt: skip
 
     def _op(self, name: str) -> Table:
-        costs = DECLARATIONS[name].costs
+        costs = DECLARATIONS[name].on(self.region.target)
         return table({(int(a), int(b)): evaluate(e, self._numbers) for (a, b), e in costs.items()})
 
 
@@ -147,7 +147,7 @@ def with_runners_up(region: Region, numbers: Numbers, pins: Pins | None = None) 
 def _runner_up(problem: Problem, best: Assignment, layout: EdgeLayout) -> EdgeLayout:
     if layout.edge.source is None or layout.edge.target is None:
         return layout
-    written = {written for _, written in DECLARATIONS[problem.region.ops[layout.edge.source]].costs}
+    written = {written for _, written in DECLARATIONS[problem.region.ops[layout.edge.source]].on(problem.region.target)}
     others = {p: problem.cost_with(layout.edge.name, p) for p in Place if p in written - {layout.written}}
     place = min(others, key=lambda other: others[other], default=None)
     if place is None or others[place] >= FORBIDDEN:
@@ -166,7 +166,7 @@ def price(region: Region, layouts: Sequence[EdgeLayout], numbers: Numbers) -> in
     for op, name in enumerate(region.ops):
         read = next(layout.read for layout in layouts if layout.edge.target == op)
         written = next(layout.written for layout in layouts if layout.edge.source == op)
-        total += evaluate(DECLARATIONS[name].costs[read, written], numbers)
+        total += evaluate(DECLARATIONS[name].on(region.target)[read, written], numbers)
     return total
 
 

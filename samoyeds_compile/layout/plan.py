@@ -23,12 +23,14 @@ class LayoutPlan:
     """How one block's rows lie.
 
     Attributes:
-        layouts: for the specification of its kernel.
+        layouts: for the specification of its kernel, if that is one for CPUs.
         report: the same for people.
+        gathers: for kernels on GPUs, as `gpu_experts` takes it.
     """
 
-    layouts: Layouts
+    layouts: Layouts | None
     report: LayoutReport
+    gathers: int = 0
 
 
 def plan(
@@ -57,7 +59,7 @@ def plan(
         layouts = Layouts(_dearest(sizes, machine, kind(spec)), "xh", most)
     found = LayoutReport(
         block, index, kind(spec), machine.origin, _ranges(layouts), crossing(sizes, constants), layouts.by_rows,
-        *saved(sizes, machine, kind(spec)), [_regime(regime) for regime in regimes(sizes, constants)],
+        *saved(sizes, machine, kind(spec)), [regime_report(regime) for regime in regimes(sizes, constants)],
         recorded, None if recorded is None else expected(sizes.at(recorded), constants),
     )  # fmt: skip
     return LayoutPlan(layouts, found)
@@ -118,9 +120,10 @@ def _ranges(layouts: Layouts) -> str:
     return ", ".join(f"{a}-" if b == MOST else f"{a}-{b}" if a < b else str(a) for a, b in pairs)
 
 
-def _regime(regime: Regime) -> RegimeReport:
+def regime_report(regime: Regime) -> RegimeReport:
+    """The same for people."""
     edges = [_edge(edge) for edge in regime.assignment.edges]
-    return RegimeReport(regime.name, regime.first, regime.last, regime.tokens, edges)
+    return RegimeReport(regime.name, regime.first, regime.last, regime.tokens, edges, regime.kernel)
 
 
 def _edge(edge: EdgeLayout) -> EdgeReport:

@@ -36,6 +36,7 @@ class Regime:
         first, last: tokens; None: without end.
         assignment: the layouts, for `tokens` tokens.
         tokens: where in the range the assignment was made.
+        kernel: on a GPU, which it was made for.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Regime:
     last: int | None
     assignment: Assignment
     tokens: int
+    kernel: str = ""
 
 
 @functools.lru_cache(maxsize=256)

@@ -50,7 +50,7 @@ class Sizes:
         return (
             self.tokens, self.hidden, self.width, self.experts, self.top_k, 2 if self.gated else 1, self.size,
             self.tile_size, constants.move, constants.turn, tiles.lanes, rows.read, rows.step, rows.mac, tiles.read,
-            tiles.step, tiles.mac,
+            tiles.step, tiles.mac, 0, 0, 0, 0,
         )  # fmt: skip
 
 
@@ -66,14 +66,18 @@ class Edge:
 
 @dataclass(frozen=True)
 class Region:
-    """Ops by name, the edges between them, and pairs of ops that one kernel computes, in one order of rows."""
+    """Ops by name, the edges between them, and pairs of ops that one kernel computes, in one order of rows.
+
+    ``target`` is what computes it, one of `declare.TARGETS`.
+    """
 
     ops: tuple[str, ...]
     edges: tuple[Edge, ...]
     together: tuple[tuple[int, int], ...] = ()
+    target: str = declare.CPU
 
 
-def experts_region(sizes: Sizes) -> Region:
+def experts_region(sizes: Sizes, target: str = declare.CPU) -> Region:
     """The region of a block of experts: from tokens, through slots, to tokens."""
     bias = ("bias",) if sizes.bias else ()
     ops = ("gather", "expert_up", *bias, "activation", "expert_down", *bias, "scale", "combine")
@@ -82,7 +86,7 @@ def experts_region(sizes: Sizes) -> Region:
     for position in range(len(ops) - 1):
         wide = first <= position < last
         edges.append(Edge(f"{ops[position]} -> {ops[position + 1]}", position, position + 1, wide))
-    return Region(ops, (*edges, Edge("out", len(ops) - 1, None)), ((first, last),))
+    return Region(ops, (*edges, Edge("out", len(ops) - 1, None)), ((first, last),), target)
 
 
 def evaluate(expression: sympy.Expr, numbers: Numbers) -> int:

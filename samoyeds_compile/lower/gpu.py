@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -31,7 +31,11 @@ from samoyeds_codegen.triton.spec import ExpertsSpec
 from samoyeds_compile.ops.experts_gpu import gpu_spec, weight_form
 from samoyeds_compile.ops.operands import in_width, num_experts, out_width
 
-NAMES = {"triton": "Triton", "mma": "CUDA mma.sp", "wgmma": "CUDA wgmma.sp"}
+NAMES = {
+    "triton": "Triton",
+    "mma": "CUDA mma.sp",
+    "wgmma": "CUDA wgmma.sp",
+}
 SAID = (1, 64, 4096)
 """Numbers of tokens for which the report says what is taken, where their number is a symbol."""
 
@@ -44,11 +48,13 @@ class GpuKernels:
         kinds: what may be taken, as `gpu_experts` wants it; empty if there are none.
         text: what the report says of them, or why there are none.
         texts: gives what was generated, by names of files.
+        gathers: the layouts, as `gpu_experts` wants them.
     """
 
     kinds: str
     text: str
     texts: Callable[[], Mapping[str, str]] = dict
+    gathers: int = 0
 
 
 def switched_off(packed: bool, triton: bool | None) -> str | None:
@@ -73,6 +79,7 @@ def gpu_kernels(
     *,
     bias: bool,
     measure: bool = False,
+    gathers: int = 0,
 ) -> GpuKernels:
     """The kernels of a block on the device of its weights.
 
@@ -86,6 +93,7 @@ def gpu_kernels(
         activation, gate_up_layout, weight_layout, weighting, compute_dtype: as `moe_experts` takes them.
         bias: whether any projection has a bias.
         measure: whether to measure candidates, unless that was done on this device before.
+        gathers: the plan of layouts; dropped if kernels refuse what it asks for.
     """
     spec = gpu_spec(gate, up, down, activation, gate_up_layout, weight_layout, weighting, compute_dtype)
     if isinstance(spec, str):
@@ -96,14 +104,10 @@ def gpu_kernels(
         return GpuKernels("", why)
     device, in_out = up[0].device, weight_layout == "in_out"
     form = weight_form(gate, up, down, gate_up_layout, weight_layout, bias)
-    with unset_fake_temporarily(), torch.inference_mode(False), torch.no_grad():
-        refused = {kind: _refusal(kind, spec, form, device, trains) for kind in KINDS}
-        kinds = [kind for kind in KINDS if not refused[kind]]
-        block = Block(num_experts(up), out_width(down, in_out), in_width(down, in_out))
-        numbers, calls = device_of(device), _slots(expert_ids_TK)
-        if measure and kinds:
-            tune(spec, block, list(calls.values()), device, numbers, tuple(kinds))
-            kinds.append(TUNED)
+    block = Block(num_experts(up), out_width(down, in_out), in_width(down, in_out))
+    kinds, refused = usable(spec, form, block, expert_ids_TK, device, measure, trains)
+    numbers, calls = device_of(device), _slots(expert_ids_TK)
+    dropped = _gathered_refusal(spec, form, device) if gathers and "triton" in kinds else ""
     why = "; ".join(f"{NAMES[kind]} kernels were refused: {reason}" for kind, reason in refused.items() if reason)
     if not kinds:
         return GpuKernels("", why)
@@ -111,9 +115,29 @@ def gpu_kernels(
     taken = ", ".join(f"{choose(spec, block, s, numbers, allowed)} for {t} tokens" for t, s in calls.items())
     block_is = f"{spec} and its gradients" if trains else str(spec)
     text = f"{' and '.join(NAMES[k] for k in kinds if k != TUNED)} kernels of {block_is}: {taken}"
+    text += f"; rows are gathered while they are loaded, as the other way was refused: {dropped}" if dropped else ""
     shown = f"{text}; {why}" if spec.pattern is not None else text
     texts = partial(_texts, spec, block, tuple(kinds), numbers, bias, trains)
-    return GpuKernels(allowed, shown.removesuffix("; "), texts)
+    return GpuKernels(allowed, shown.removesuffix("; "), texts, 0 if dropped else gathers)
+
+
+def usable(
+    spec: ExpertsSpec,
+    form: Form,
+    block: Block,
+    expert_ids_TK: torch.Tensor,
+    device: torch.device,
+    measure: bool,
+    trains: bool = False,
+) -> tuple[list[str], dict[str, str]]:
+    """Kinds of kernels that have proven themselves, and measured if that is asked for; and why others have not."""
+    with unset_fake_temporarily(), torch.inference_mode(False), torch.no_grad():
+        refused = {kind: _refusal(kind, spec, form, device, trains) for kind in KINDS}
+        kinds = [kind for kind in KINDS if not refused[kind]]
+        if measure and kinds:
+            tune(spec, block, list(_slots(expert_ids_TK).values()), device, device_of(device), tuple(kinds))
+            kinds.append(TUNED)
+    return kinds, refused
 
 
 def _slots(expert_ids_TK: torch.Tensor) -> dict[int, int]:
@@ -140,6 +164,12 @@ def _triton_refusal(spec: ExpertsSpec, form: Form, device: torch.device, trains:
     if device.type != "cuda" and not interpreted:
         return f"they do not run on {device}"
     return proven(spec, form, device) or (gradients_proven(spec.dtype, form, device) if trains else "")
+
+
+def _gathered_refusal(spec: ExpertsSpec, form: Form, device: torch.device) -> str:
+    """Why kernels of Triton do not read rows that were gathered before; empty if they do."""
+    with unset_fake_temporarily(), torch.inference_mode(False), torch.no_grad():
+        return _triton_refusal(spec, replace(form, gathered=True), device, False)
 
 
 def _texts(

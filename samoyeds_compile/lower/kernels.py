@@ -37,6 +37,7 @@ class KernelChoice:
         kinds: of kernels for CUDA devices, as `gpu_experts` takes them; empty for a kernel of the CPU.
         block: index of the block in the graph's report; None where nothing is reported.
         layouts: of the edges inside a kernel for CPUs, by name.
+        gathers: layouts of kernels for CUDA devices, as `gpu_experts` takes them.
     """
 
     packed: bool
@@ -46,6 +47,15 @@ class KernelChoice:
     kinds: str = ""
     block: int | None = None
     layouts: str = ""
+    gathers: int = 0
+
+    @property
+    def arguments(self) -> list[str | int]:
+        """What `op` takes beside the operands of the canonical op."""
+        more: list[str | int] = [self.kinds, self.gathers] if self.kinds else [self.layouts]
+        while more and not more[-1]:
+            more.pop()  # defaults
+        return more
 
     @property
     def op(self) -> torch._ops.OpOverload | None:
@@ -83,19 +93,23 @@ def choose_kernel(
         bias: whether any projection has a bias.
         triton: the option of this name.
         measure: whether candidates for CUDA devices are measured.
-        layouts: the plan for a CPU; None takes that of the specification.
+        layouts: the plan; None takes that of the specification, and on a CUDA device loads that gather.
     """
     packed = any(isinstance(weight, PackedTensor) for weight in (*gate, *up, *down))
     if up[0].device.type == "cuda":
         if (off := switched_off(packed, triton)) is not None:
             return KernelChoice(packed, None, off)
-        return gpu_choice(packed, gpu_kernels(expert_ids_TK, gate, up, down, *options, bias=bias, measure=measure))
+        found = gpu_kernels(
+            expert_ids_TK, gate, up, down, *options, bias=bias, measure=measure,
+            gathers=layouts.gathers if layouts else 0,
+        )  # fmt: skip
+        return gpu_choice(packed, found)
     spec = cpu_spec(gate, up, down, *options)
     if isinstance(spec, str):
         return KernelChoice(packed, None, spec)
     if torch.is_grad_enabled():
         return KernelChoice(packed, None, "gradients are enabled; compile and run under torch.no_grad()")
-    if layouts is None:
+    if layouts is None or layouts.layouts is None:
         return _compiled(spec)
     if not _may_fit(layouts.layouts, expert_ids_TK, num_experts(up)):
         return KernelChoice(packed, None, "weights are stored [in, out], of which only few tokens make a fast kernel")
@@ -106,7 +120,7 @@ def gpu_choice(packed: bool, found: GpuKernels) -> KernelChoice:
     """Kernels for a CUDA device as the choice for a block."""
     if not found.kinds:
         return KernelChoice(packed, None, found.text)
-    return KernelChoice(packed, found.text, texts=found.texts, kinds=found.kinds)
+    return KernelChoice(packed, found.text, texts=found.texts, kinds=found.kinds, gathers=found.gathers)
 
 
 def cpu_spec(

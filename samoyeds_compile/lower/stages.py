@@ -40,8 +40,7 @@ def _lower(graph: fx.Graph, node: fx.Node, triton: bool | None, measure: bool) -
             choice = KernelChoice(False, None, "gathered weights are faster for so few tokens")
             out = graph.call_function(torch.ops.samoyeds.experts_gathered.default, node.args)
         elif choice.op is not None:
-            more = [choice.kinds or choice.layouts] if choice.kinds or choice.layouts else []
-            out = graph.call_function(choice.op, (*node.args, *more))
+            out = graph.call_function(choice.op, (*node.args, *choice.arguments))
         else:
             out = _emit_stages(graph, node)
     added = nodes_between(last, node)

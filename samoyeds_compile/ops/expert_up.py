@@ -9,8 +9,9 @@ from torch import Tensor
 
 from samoyeds_codegen import expr
 from samoyeds_compile.ops.library import define_composite
+from samoyeds_compile.ops.one_kernel import needs_gradients
 from samoyeds_compile.ops.operands import WEIGHT_LAYOUTS, check_bias, check_choice, check_gate
-from samoyeds_compile.ops.rows import dispatch_weighted, expert_rows
+from samoyeds_compile.ops.rows import dispatch, dispatch_weighted, expert_rows
 
 
 def expert_up(
@@ -31,6 +32,10 @@ def expert_up(
 ) -> Tensor:
     """First projection of every expert over its tokens, with the activation.
 
+    Matrices of gate and up that are not one read the same rows. Off the CPU and without gradients these are gathered
+    once; on a CPU each product gathers those of an expert while they are in the cache, and for gradients tokens are
+    kept instead of rows.
+
     Args:
         x_TH: tokens.
         order_S, slot_TK, expert_S, offsets_E: the plan that `route` made.
@@ -50,11 +55,15 @@ def expert_up(
     check_gate("expert_up", gate_E, gate_up_layout)
     check_choice("expert_up", "weight_layout", weight_layout, WEIGHT_LAYOUTS)
     in_out, linear = weight_layout == "in_out", torch.ops.samoyeds.expert_linear
-    if expert_weights_TK is None:
-        rows: tuple[Tensor, ...] = (x_TH.to(compute_dtype), order_S, slot_TK)
-        linear = torch.ops.samoyeds.token_linear
+    if expert_weights_TK is not None:
+        rows: tuple[Tensor, ...] = (
+            dispatch_weighted(x_TH, expert_weights_TK, order_S, slot_TK, offsets_E).to(compute_dtype),
+        )
+    elif gate_E and shares(x_TH.device) and not needs_gradients([x_TH, *gate_E, *up_E]):
+        rows = (dispatch(x_TH.to(compute_dtype), order_S, slot_TK, offsets_E),)  # once for gate and up
     else:
-        rows = (dispatch_weighted(x_TH, expert_weights_TK, order_S, slot_TK, offsets_E).to(compute_dtype),)
+        rows = (x_TH.to(compute_dtype), order_S, slot_TK)
+        linear = torch.ops.samoyeds.token_linear
 
     def project(weight_E: Sequence[Tensor], bias_E: Tensor | None) -> Tensor:
         y_S = linear(*rows, weight_E, offsets_E, in_out)
@@ -65,6 +74,11 @@ def expert_up(
         gate = project(gate_E, gate_bias_E)
         return expr.evaluate(activation, {"gate": gate, "up": z})  # type: ignore[no-any-return]
     return expr.evaluate(activation, split_gate(z, gate_up_layout))  # type: ignore[no-any-return]
+
+
+def shares(device: torch.device) -> bool:
+    """Whether products of the same tokens gather them once, all at a time."""
+    return device.type != "cpu"
 
 
 def biased_linear(

@@ -39,10 +39,12 @@ def experts_gpu(
     compute_dtype: torch.dtype,
     out_dtype: torch.dtype | None,
     kinds: str = "triton",
+    gathers: int = 0,
 ) -> Tensor:
     """The same function of the same operands as `moe_experts`, and `moe_experts` itself where no kernel fits them.
 
-    ``kinds`` is as `gpu_experts` takes it; kernels of these kinds have proven themselves on the device.
+    ``kinds`` and ``gathers`` are as `gpu_experts` takes them; kernels of these kinds have proven themselves on the
+    device.
 
     Raises:
         OperandError: an operand does not fit the others.
@@ -65,6 +67,7 @@ def experts_gpu(
     return torch.ops.samoyeds.gpu_experts(  # type: ignore[no-any-return]
         x_TH.to(compute_dtype), expert_ids_TK, expert_weights_TK, *map(_stored, weights), *biases, spec.name, width,
         gate_up_layout, weight_layout, out_dtype or torch.promote_types(compute_dtype, expert_weights_TK.dtype), kinds,
+        gathers,
     )  # fmt: skip
 
 
@@ -147,4 +150,4 @@ def _stored(weights: Sequence[Tensor]) -> list[Tensor]:
     return [tensor for tensor in (packed.values, packed.metadata, packed.selection) if tensor is not None]
 
 
-define_composite(f'experts_gpu({OPERANDS}, str kinds="triton") -> Tensor', experts_gpu)
+define_composite(f'experts_gpu({OPERANDS}, str kinds="triton", int gathers=0) -> Tensor', experts_gpu)

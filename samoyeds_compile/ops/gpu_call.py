@@ -15,7 +15,7 @@ from samoyeds_codegen.expr import GATED_NAMES
 from samoyeds_codegen.gpu.candidate import Candidate, cuda_pattern
 from samoyeds_codegen.gpu.device import Device
 from samoyeds_codegen.gpu.weights import matrix
-from samoyeds_codegen.triton.kernel import combine, projection, work_list
+from samoyeds_codegen.triton.kernel import combine, gather, projection, work_list
 from samoyeds_codegen.triton.operands import Side
 from samoyeds_codegen.triton.spec import ExpertsSpec, KernelSpec
 from samoyeds_compile.ops.route import route
@@ -40,6 +40,7 @@ class Call:
         down: those of the second.
         width: I.
         out_dtype: of the result.
+        gathered: whether rows are copied to slots before the first projection of Triton, not read by their order.
     """
 
     spec: ExpertsSpec
@@ -53,6 +54,7 @@ class Call:
     down: Side
     width: int
     out_dtype: torch.dtype
+    gathered: bool = False
 
 
 def by_triton(call: Call) -> Tensor:
@@ -64,7 +66,11 @@ def by_triton(call: Call) -> Tensor:
     h_SI, y_SH = x.new_empty(slots, call.width), x.new_empty(slots, x.shape[1])
     out_TH = x.new_empty(x.shape, dtype=call.out_dtype)
     work = work_list(plan.offsets_E, slots, tiles.slots)
-    projection(KernelSpec("up", spec, tiles.up))(x, plan.order_S, top_k, work, call.sides, h_SI)
+    up = projection(KernelSpec("up", spec, tiles.up))
+    if call.gathered:
+        up(gather(x, plan.order_S, top_k, plan.offsets_E), None, 1, work, call.sides, h_SI)
+    else:
+        up(x, plan.order_S, top_k, work, call.sides, h_SI)
     projection(KernelSpec("down", spec, tiles.down))(h_SI, plan.order_S, top_k, work, {"down": call.down}, y_SH)
     combine(y_SH, plan.slot_TK, call.weights_TK, plan.offsets_E, out_TH)
     return out_TH

@@ -24,6 +24,8 @@ from samoyeds_compile.sparsity.pack import packed_shapes
 OP = "gpu_experts"
 BOTH = ("concatenated", "interleaved")
 """Layouts in which one parameter has gate and up."""
+OUT_DTYPE = 13
+"""Position of this argument."""
 
 
 def gpu_experts(
@@ -42,6 +44,7 @@ def gpu_experts(
     weight_layout: str,
     out_dtype: torch.dtype,
     kinds: str,
+    gathers: int = 0,
 ) -> Tensor:
     """``moe_experts`` on stacks of weights, whose routing weights multiply what the experts give.
 
@@ -60,13 +63,15 @@ def gpu_experts(
         out_dtype: of the result.
         kinds: which kinds of kernels may be taken, by `gpu.candidate.KINDS`, separated by spaces; with ``tuned`` among
             them, results that were measured on the device decide between them.
+        gathers: the plan of layouts: bit b says whether calls of 2^b slots, rounded up, copy the rows of tokens to
+            slots in a pass of their own. Kernels without such a choice gather while they load.
 
     Raises:
         OperandError: an operand does not fit the others.
         KernelError: no kernel of these kinds can be loaded.
     """
     # These load sympy, which takes longer to import than the rest of the package.
-    from samoyeds_codegen.gpu.choose import choose
+    from samoyeds_codegen.gpu.choose import choose, regime
     from samoyeds_codegen.gpu.cost import Block
     from samoyeds_compile.ops.gpu_call import Call, by_cuda, by_triton
 
@@ -80,12 +85,14 @@ def gpu_experts(
     if gate_up_layout in BOTH:
         sides = {name: wholes["up"].half(i, gate_up_layout == "interleaved") for i, name in enumerate(GATED_NAMES)}
     x, device = x_TH if x_TH.stride(1) == 1 else x_TH.contiguous(), device_of(x_TH.device)
-    candidate = choose(spec, Block(experts, hidden, width), expert_ids_TK.numel(), device, kinds)
+    slots = expert_ids_TK.numel()
+    candidate = choose(spec, Block(experts, hidden, width), slots, device, kinds)
+    call = Call(
+        spec, candidate, device, experts, x, expert_ids_TK, expert_weights_TK, sides, last, width, out_dtype,
+        bool(gathers & regime(slots)),
+    )  # fmt: skip
     with on(x.device):
-        by = by_cuda if candidate.tiles is None else by_triton
-        return by(
-            Call(spec, candidate, device, experts, x, expert_ids_TK, expert_weights_TK, sides, last, width, out_dtype)
-        )
+        return by_cuda(call) if candidate.tiles is None else by_triton(call)
 
 
 def whole_sides(
@@ -163,7 +170,7 @@ def _shapes(pattern: Pattern | None, experts: int, rows: int, cols: int) -> dict
 
 
 def _fake(x_TH: Tensor, *rest: object) -> Tensor:
-    out_dtype = rest[-2]
+    out_dtype = rest[OUT_DTYPE - 1]
     assert isinstance(out_dtype, torch.dtype)
     return x_TH.new_empty(x_TH.shape, dtype=out_dtype)
 
@@ -171,7 +178,7 @@ def _fake(x_TH: Tensor, *rest: object) -> Tensor:
 define_opaque(
     f"{OP}(Tensor x, Tensor expert_ids, Tensor expert_weights, Tensor[] gate, Tensor[] up, Tensor[] down, "
     "Tensor? gate_bias, Tensor? up_bias, Tensor? down_bias, str kernel, int width, str gate_up_layout, "
-    "str weight_layout, ScalarType out_dtype, str kinds) -> Tensor",
+    "str weight_layout, ScalarType out_dtype, str kinds, int gathers=0) -> Tensor",
     gpu_experts,
     _fake,
 )

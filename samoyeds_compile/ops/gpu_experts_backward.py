@@ -107,7 +107,7 @@ def _backward(ctx: Any, grad_TH: Tensor) -> tuple[Any, ...]:
     found = iter(torch.ops.samoyeds.gpu_experts_backward(grad_TH, x, ids, weights, *parts, *rest, *ctx.options, wanted))
     grads = [next(found) if is_wanted else None for is_wanted in wanted]
     stacks = [[grad, *[None] * (size - 1)][:size] for grad, size in zip(grads[2:5], ctx.sizes, strict=True)]
-    return grads[0], None, grads[1], *stacks, *grads[5:], *[None] * 6
+    return grads[0], None, grads[1], *stacks, *grads[5:], *[None] * 7
 
 
 define_opaque(

@@ -44,7 +44,7 @@ def _legend() -> list[str]:
 
 
 def _regime(regime: RegimeReport, top: int) -> list[str]:
-    parts = [_text(16, top + 30, regime.name, size=14), _text(16, top + 48, f"{regime.tokens_text} tokens")]
+    parts = [_text(16, top + 30, regime.title, size=14), _text(16, top + 48, f"{regime.tokens_text} tokens")]
     for number, edge in enumerate(regime.edges):
         parts += _edge(edge, LEFT + number * STEP - (STEP - BOX), top + 32)
     for number, name in enumerate(_ops(regime.edges)):

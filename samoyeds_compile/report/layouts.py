@@ -35,6 +35,7 @@ class RegimeReport:
         first, last: numbers of tokens; last is None if it has no end.
         tokens: for how many the edges were computed.
         edges: in the order of the region.
+        kernel: on a GPU, the kind of kernel and the slots of its tile; empty elsewhere.
     """
 
     name: str
@@ -42,6 +43,12 @@ class RegimeReport:
     last: int | None
     tokens: int
     edges: list[EdgeReport] = field(default_factory=list)
+    kernel: str = ""
+
+    @property
+    def title(self) -> str:
+        """``decode``, or ``decode (triton 16)``."""
+        return f"{self.name} ({self.kernel})" if self.kernel else self.name
 
     @property
     def tokens_text(self) -> str:
@@ -67,6 +74,8 @@ class LayoutReport:
         regimes: at most three.
         tokens: of the inputs with which the block was compiled; None if their number was not known.
         microseconds: what the block is expected to take with so many, all its ops and passes together.
+        gathered: on a GPU, with which numbers of slots rows are copied to slots before the first projection, such as
+            ``513-`` or ``all``; with others that gathers while it loads. None on a CPU.
     """
 
     block: str
@@ -81,10 +90,20 @@ class LayoutReport:
     regimes: list[RegimeReport] = field(default_factory=list)
     tokens: int | None = None
     microseconds: float | None = None
+    gathered: str | None = None
 
     @property
     def summary(self) -> str:
         """One line; blocks that have it in common have all in common."""
         saved = f"; saves {self.conversions} conversions, {self.bytes_per_token} bytes a token" * bool(self.conversions)
-        rows = f"rows token-major for {self.few or 'no'} tokens an expert, else tiles"
-        return f"layouts, {self.kernel} ({self.constants} costs): {rows}{saved}"
+        return f"layouts, {self.kernel} ({self.constants} costs): {self._rows}{saved}"
+
+    @property
+    def _rows(self) -> str:
+        if self.gathered is None:
+            return f"rows token-major for {self.few or 'no'} tokens an expert, else tiles"
+        if not self.gathered:
+            return "rows gathered while they are loaded"
+        if self.gathered == "all":
+            return "rows gathered before the first projection"
+        return f"rows gathered before the first projection for {self.gathered} slots, else while they are loaded"

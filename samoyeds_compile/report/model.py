@@ -94,7 +94,7 @@ class GraphReport:
             graph is reported only for blocks that no later graph shows; empty normally.
         kernels: how each block is computed: by which kernel, or why by none.
         collectives: what the graph sends between ranks, in order; rewrites leave it as it is.
-        layouts: how rows lie in those that a kernel for CPUs computes.
+        layouts: how rows lie in those that a kernel or a GPU computes.
         problem: what went wrong inside the pipeline, so that the original graph was compiled; None normally.
         dump: folder with the dumped graphs, None if nothing was dumped.
         left_out: what the dump does not have, and why.

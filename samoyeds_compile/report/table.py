@@ -44,7 +44,7 @@ def _layouts(layout: LayoutReport) -> Table:
         table.add_column(name, overflow="fold", justify="right" if "us" in name else "left")
     for regime in layout.regimes:
         for number, edge in enumerate(regime.edges):
-            first = ("", "") if number else (regime.name, regime.tokens_text)
+            first = ("", "") if number else (regime.title, regime.tokens_text)
             read = f" to {edge.read}" if edge.read else ""
             margin = f"{edge.margin:.1f}" if edge.runner_up else ""
             table.add_row(*first, edge.edge, edge.layout + read, f"{edge.microseconds:.1f}", edge.runner_up, margin)

@@ -63,6 +63,8 @@ def test_family(name: str, frozen: str) -> None:
     entry = CLASSES[name]
     model, inputs = build(entry, "grouped_mm", True)
     FREEZE[frozen](model, families.moe_blocks(model))
+    if frozen == "adapters" and not any(isinstance(module, Adapter) for module in model.modules()):
+        pytest.skip("its attention has no projections to adapt")
     trained = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
     logits, grads = run(model, model, inputs, True)
     if not grads:

@@ -4,10 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from samoyeds_compile.errors import OperandError
+from samoyeds_compile.ops import expert_up as expert_up_module
 from samoyeds_compile.ops import reference
 from samoyeds_compile.ops.operands import num_experts
+from samoyeds_compile.ops.route import route
 from tests.ops.operands import assert_close, double, leaves_of, operands, results
 
 OPS = torch.ops.samoyeds
@@ -197,3 +200,40 @@ def test_kernels_ignore_autocast():
     plain = OPS.expert_linear(x, [weight], offsets, False)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(OPS.expert_linear(x, [weight], offsets, False), plain)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_gate_and_up_share_a_gather(train) -> None:
+    """Off the CPU: two gathers of the same tokens become one, unless gradients keep tokens in place of rows."""
+
+    class Count(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gathers = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            rows = func is torch.ops.aten.index.Tensor and args[0].dim() == 2
+            self.gathers += rows or func is torch.ops.samoyeds.token_linear.default
+            return func(*args, **(kwargs or {}))
+
+    x = torch.empty(6, 8, device="meta", requires_grad=train)
+    gate, up = (torch.empty(3, 4, 8, device="meta", requires_grad=train) for _ in range(2))
+    plan = [torch.empty(*shape, dtype=torch.int64, device="meta") for shape in ((12,), (6, 2), (12,))]
+    plan.append(torch.empty(3, dtype=torch.int32, device="meta"))
+    with torch.set_grad_enabled(train), Count() as count:
+        h = torch.ops.samoyeds.expert_up(
+            x, *plan, [gate], [up], None, None, None, "silu(gate) * up", "separate", "out_in", torch.float32
+        )
+    assert h.shape == (12, 4) and count.gathers == (2 if train else 1)
+
+
+def test_shared_gather_computes_the_same(monkeypatch) -> None:
+    """Where it is taken on the CPU too; rows of nobody are left out of the comparison."""
+    ids, x = torch.tensor([[0, 2], [2, -1], [1, 0]]), torch.randn(3, 8)
+    plan, gate, up = route(ids, 3), torch.randn(3, 4, 8), torch.randn(3, 4, 8)
+    rest = ([gate], [up], None, None, None, "silu(gate) * up", "separate", "out_in", torch.float32)
+    with torch.no_grad():
+        expected = torch.ops.samoyeds.expert_up(x, *plan, *rest)
+        monkeypatch.setattr(expert_up_module, "shares", lambda device: True)
+        found = torch.ops.samoyeds.expert_up(x, *plan, *rest)
+    torch.testing.assert_close(found[:5], expected[:5])

@@ -28,6 +28,8 @@ TRITON_SHARE, MMA_SHARE = 0.6, 0.6
 UNPACK_CLOCKS = 0.1
 """Of a multiprocessor, to spread one kept position and its neighbour in Triton: 800 instructions of a thread for 64 x
 128 columns, counted in machine code."""
+CACHE_LATENCY = 2e-7
+"""Seconds from a request to the second-level cache to its bytes; assumed."""
 RESIDENT = 2
 """Blocks of a multiprocessor at a time; wgmma kernels have one, which stays."""
 
@@ -43,17 +45,22 @@ tiles = hit * sympy.ceiling(S / (hit * n))
 blocks = tiles * sympy.ceiling(R / r)
 busy = blocks / (places * sympy.ceiling(blocks / places))
 """The share of places that have work, over all waves."""
-memory = (hit * R * C * width + 2 * S * (C + R)) / sympy.Min(bandwidth, sympy.Min(blocks, places) * under_way / LATENCY)
+moved = hit * R * C * width + 2 * S * (C + R)
+memory, asked = moved / bandwidth, moved * LATENCY / (sympy.Min(blocks, places) * under_way)
 from_cache = (tiles * R * C * width + 2 * blocks * n * C) / cache
 products = 2 * tiles * n * R * C * density / (rate * busy)
 unpacking = tiles * R * C * spread / (clock * busy)
-seconds = LAUNCH + sympy.Max(memory, from_cache, products, unpacking)
+seconds = LAUNCH + sympy.Max(memory, asked, from_cache, products, unpacking)
+wait = CACHE_LATENCY * sympy.ceiling(blocks / places)
+by_order = LAUNCH + sympy.Max(memory, asked + wait, from_cache, products + wait, unpacking + wait)
+"""The same where rows are read by their order: each block reads that before it can ask for the first row. Where memory
+or cache are busy with other blocks it waits for nothing."""
 ARGUMENTS = (S, E, R, C, r, n, width, density, spread, places, under_way, bandwidth, cache, rate, clock)
 
 
 @functools.cache
-def _compiled() -> Callable[..., float]:
-    found: Callable[..., float] = sympy.lambdify(ARGUMENTS, seconds, "math", cse=True)
+def _compiled(expression: sympy.Expr) -> Callable[..., float]:
+    found: Callable[..., float] = sympy.lambdify(ARGUMENTS, expression, "math", cse=True)
     return found
 
 
@@ -68,18 +75,29 @@ class Block:
 
 def cost(candidate: Candidate, spec: ExpertsSpec, block: Block, slots: int, device: Device) -> float:
     """Seconds of both projections; the rest of a block costs the same whatever computes these."""
-    sides = 2 if spec.gated else 1
-    up = _projection(candidate, "up", spec, (sides * block.width, block.hidden), block.experts, slots, device)
-    return up + _projection(candidate, "down", spec, (block.hidden, block.width), block.experts, slots, device)
+    return sum(projection_seconds(candidate, op, spec, block, slots, device) for op in ("up", "down"))
 
 
-def _projection(
-    candidate: Candidate, op: str, spec: ExpertsSpec, size: tuple[int, int], experts: int, slots: int, device: Device
+def projection_seconds(
+    candidate: Candidate, op: str, spec: ExpertsSpec, block: Block, slots: int, device: Device
+) -> float:
+    """Seconds of one projection, ``up`` or ``down``, whose rows are asked for at once."""
+    return _evaluate(seconds, candidate, op, spec, block, slots, device)
+
+
+def by_order_seconds(candidate: Candidate, spec: ExpertsSpec, block: Block, slots: int, device: Device) -> float:
+    """Seconds of the first projection where it reads rows of tokens, by the order of the slots."""
+    return _evaluate(by_order, candidate, "up", spec, block, slots, device)
+
+
+def _evaluate(
+    expression: sympy.Expr, candidate: Candidate, op: str, spec: ExpertsSpec, block: Block, slots: int, device: Device
 ) -> float:  # fmt: skip
-    rows, columns = size
+    sides = 2 if spec.gated else 1
+    rows, columns = (sides * block.width, block.hidden) if op == "up" else (block.hidden, block.width)
     use = _triton(candidate, op, spec, device) if candidate.tiles is not None else _cuda(candidate, spec, device)
-    return _compiled()(
-        slots, experts, rows, columns, use.rows, candidate.slots, _weight_bytes(spec), use.density, use.spread,
+    return _compiled(expression)(
+        slots, block.experts, rows, columns, use.rows, candidate.slots, _weight_bytes(spec), use.density, use.spread,
         use.places, use.under_way, device.bandwidth, device.cache_bandwidth, use.rate, device.clock * device.processors,
     )  # fmt: skip
 

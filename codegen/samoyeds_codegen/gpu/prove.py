@@ -55,6 +55,7 @@ def _project(
     capability: tuple[int, int], run: Run,
 ) -> str:  # fmt: skip
     given = problem(KernelSpec(op, spec, _sampled(spec, tokens)), form, device)
+    assert given.order_S is not None  # these kernels have no other form
     kernel = cuda_spec(spec, op, kind, tokens, capability, form.bias)
     owned, rows = given.expected.shape
     weights = _weights(given, rows, op == "up" and spec.gated)
@@ -75,6 +76,7 @@ def _sampled(spec: ExpertsSpec, tokens: int) -> Tile:
 
 def _plan(given: Problem, tokens: int) -> Plan:
     """The plan of a problem, with tiles that are listed on the host."""
+    assert given.order_S is not None  # these kernels have no other form
     ends = given.offsets_E.tolist()
     tiles = [
         [expert, first, min(tokens, end - first), 0]

@@ -14,6 +14,11 @@ from samoyeds_codegen.triton.spec import KernelSpec, Pattern
 
 TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = ("parameters", "setup", "step", "finish")
+_GATHER = (
+    "x_row = slot",
+    "if ORDER is not None:",
+    "    x_row = tl.load(ORDER + slot, mask=slot_live, other=0) // top_k",
+)
 _HEAD = '"""Samoyeds {title}.\n\nGenerated, do not edit.\n"""\n\nimport triton\nimport triton.language as tl'
 
 
@@ -27,8 +32,8 @@ def emit(spec: KernelSpec) -> str:
 
 
 def emit_plan() -> str:
-    """Triton of what is the same for all experts: ``tiles``, the work list, and ``combine``, the weighted sum."""
-    return _file("plan: work list and weighted sum", [template("tiles"), template("combine")])
+    """Triton of what is the same for all experts: ``tiles``, the work list, ``gather``, and ``combine``."""
+    return _file("plan: work list, gather and weighted sum", [template(t) for t in ("tiles", "gather", "combine")])
 
 
 def emit_gradients() -> str:
@@ -51,13 +56,12 @@ def _project(spec: KernelSpec) -> str:
 
     pattern, gather = spec.experts.pattern, spec.op == "up"
     sections = _sections(spec)
-    row = "tl.load(ORDER + slot, mask=slot_live, other=0) // top_k" if gather else "slot"
-    operand = "X [T, cols] are tokens, ORDER [S] is where each slot stands among the ids."
+    operand = "X [T, cols] are tokens, ORDER [S] where each slot stands among the ids; without it X [S, cols] is rows."
     names = {
         "out_rows": spec.out_rows,
         "slots": spec.tile.slots,
         "operand": operand if gather else "X [S, cols] is in slot order; ORDER and top_k are not read.",
-        "gather": f"x_row = {row}",
+        "gather": "\n    ".join(_GATHER) if gather else "x_row = slot",
         "stored_rows": stored_rows(pattern, "rows"),
         "result": f"activate({', '.join(spec.sides)})" if gather else "down",
     }

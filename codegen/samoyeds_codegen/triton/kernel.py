@@ -16,7 +16,7 @@ from samoyeds_codegen.triton.operands import Side
 from samoyeds_codegen.triton.spec import KernelSpec
 
 COMBINED_COLS = 512
-"""Columns of a token that one program sums."""
+"""Columns of a token that one program sums, or copies."""
 
 
 def interprets() -> bool:
@@ -48,13 +48,14 @@ class Projection:
         self.function = load_text(spec.op, text or emit(spec)).project
 
     def __call__(
-        self, x: Tensor, order_S: Tensor, top_k: int, tiles: Tensor, sides: Mapping[str, Side], out_SO: Tensor
+        self, x: Tensor, order_S: Tensor | None, top_k: int, tiles: Tensor, sides: Mapping[str, Side], out_SO: Tensor
     ) -> None:  # fmt: skip
         """Compute the rows of ``out_SO`` that belong to an expert; others stay as they are.
 
         Args:
-            x: [T, cols] for ``up``, [S, cols] in slot order for ``down``; columns contiguous, rows by any stride.
-            order_S: int64, position of each slot among the ids made flat.
+            x: [T, cols] for ``up``, or [S, cols] in slot order if there is no order, and always for ``down``; columns
+                contiguous, rows by any stride.
+            order_S: int64, position of each slot among the ids made flat; None if rows were gathered before.
             top_k: K.
             tiles: work list of `work_list` for the slots of this tile.
             sides: a weight for each name of `KernelSpec.sides`.
@@ -102,6 +103,26 @@ def work_list(offsets_E: Tensor, slots: int, tile_slots: int) -> Tensor:
         width = 1 << max(experts - 1, 1).bit_length()
         _plan().tiles[(tiles.shape[0],)](offsets_E, tiles, experts, EXPERTS=width, SLOTS=tile_slots, num_warps=1)
     return tiles
+
+
+def gather(x_TH: Tensor, order_S: Tensor, top_k: int, offsets_E: Tensor) -> Tensor:
+    """[S, H]: the token of each slot that belongs to an expert, in slot order; other rows are undefined.
+
+    Args:
+        x_TH: tokens, columns contiguous.
+        order_S: int64, position of each slot among the ids made flat.
+        top_k: K.
+        offsets_E: int32, where each expert's slots end.
+    """
+    slots, cols = order_S.shape[0], x_TH.shape[1]
+    out_SH = x_TH.new_empty(slots, cols)
+    if slots * cols:
+        grid = (slots, -(-cols // COMBINED_COLS))
+        _plan().gather[grid](
+            x_TH, x_TH.stride(0), order_S, top_k, offsets_E, offsets_E.shape[0], out_SH, out_SH.stride(0), cols,
+            COLS=COMBINED_COLS, num_warps=4,
+        )  # fmt: skip
+    return out_SH
 
 
 def combine(y_SH: Tensor, slot_TK: Tensor, weights_TK: Tensor, offsets_E: Tensor, out_TH: Tensor) -> None:

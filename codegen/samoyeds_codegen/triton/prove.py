@@ -14,8 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from samoyeds_codegen.triton.kernel import Projection, combine, projection, work_list
-from samoyeds_codegen.triton.sample import EXPERTS, Form, problem
+from samoyeds_codegen.triton.kernel import Projection, combine, gather, projection, work_list
+from samoyeds_codegen.triton.sample import EXPERTS, NOBODYS, Form, problem
 from samoyeds_codegen.triton.select import kernels
 from samoyeds_codegen.triton.spec import ExpertsSpec, KernelSpec
 
@@ -45,7 +45,8 @@ def prove(spec: ExpertsSpec, form: Form, device: torch.device, load: Load = proj
     try:
         # The problems are made on the CPU, with a generator of their own, whatever the default device is.
         with on(device), torch.device("cpu"):
-            return _plan(device) or next(filter(None, (_project(k, form, device, load) for k in kernels(spec))), "")
+            asked = [k for k in kernels(spec) if k.op == "up" or not form.gathered]
+            return _plan(device) or next(filter(None, (_project(k, form, device, load) for k in asked)), "")
     except Exception as error:  # whatever Triton, its assembler, the driver or the device raise
         return f"the kernels do not run on {device}: {type(error).__name__}: {str(error)[:500]}"
 
@@ -57,7 +58,8 @@ def on(device: torch.device) -> contextlib.AbstractContextManager[object]:
 
 def _project(spec: KernelSpec, form: Form, device: torch.device, load: Load) -> str:
     given = problem(spec, form, device)
-    slots, (owned, rows) = given.order_S.shape[0], given.expected.shape
+    owned, rows = given.expected.shape
+    slots = owned + NOBODYS
     # A margin of a tile on all sides, so that a kernel that writes too much shows it instead of breaking something.
     whole = given.x.new_full((slots + spec.tile.slots, rows + spec.out_rows), float("nan"))
     tiles = work_list(given.offsets_E, slots, spec.tile.slots)
@@ -71,7 +73,7 @@ def _project(spec: KernelSpec, form: Form, device: torch.device, load: Load) -> 
 
 
 def _plan(device: torch.device) -> str:
-    """The work list and the weighted sum, against counting and torch."""
+    """The work list, the gather and the weighted sum, against counting and torch."""
     offsets_E = torch.tensor([33, 33, 40], dtype=torch.int32, device=device)
     tiles = work_list(offsets_E, 42, 16)
     expected = [[0, 0, 16, 0], [0, 16, 16, 0], [0, 32, 1, 0], [2, 33, 7, 0]]
@@ -80,6 +82,9 @@ def _plan(device: torch.device) -> str:
     generator = torch.Generator().manual_seed(0)
     y, weights = (torch.randn(*shape, generator=generator).to(device) for shape in ((42, 600), (21, 2)))
     slot_TK = torch.randperm(42, generator=generator).view(21, 2).to(device)
+    order_S = slot_TK.flatten().argsort()
+    if not torch.equal(gather(y, order_S, 2, offsets_E)[:40], y[order_S[:40] // 2]):
+        return f"the gather on {device} is wrong"
     out = torch.full((21, 600), float("nan"), device=device)
     combine(y, slot_TK, weights, offsets_E, out)
     owned = (slot_TK < int(offsets_E[EXPERTS - 1])).unsqueeze(-1)

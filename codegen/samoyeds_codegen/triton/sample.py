@@ -12,6 +12,8 @@ from samoyeds_codegen.triton.operands import DenseSide, PackedSide, Side
 from samoyeds_codegen.triton.spec import KernelSpec, Pattern
 
 EXPERTS = 3
+NOBODYS = 3
+"""Slots that belong to no expert."""
 PAIRS = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
 """Where two values of four columns can be."""
 
@@ -25,12 +27,14 @@ class Form:
         transposed: whether dense weights are stored [E, in, out].
         interleaved: whether rows of gate and up alternate in one dense weight.
         bias: whether there are biases.
+        gathered: whether the first projection reads rows in slot order, not tokens by an order.
     """
 
     aligned: bool = True
     transposed: bool = False
     interleaved: bool = False
     bias: bool = False
+    gathered: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,13 +43,14 @@ class Problem:
 
     Attributes:
         x: rows, as the kernel takes them.
-        order_S, offsets_E, top_k: the plan: the middle expert has no slots, the last slots are nobody's.
+        order_S, offsets_E, top_k: the plan: the middle expert has no slots, the last slots are nobody's. No order if
+            rows are in slot order.
         sides: the weights.
         expected: float64 [owned slots, rows].
     """
 
     x: Tensor
-    order_S: Tensor
+    order_S: Tensor | None
     offsets_E: Tensor
     top_k: int
     sides: dict[str, Side]
@@ -60,15 +65,17 @@ def problem(spec: KernelSpec, form: Form, device: torch.device) -> Problem:
     if not form.aligned and spec.experts.pattern is not None:
         rows += -rows % spec.experts.pattern.m
     order_S = torch.randperm(slots, generator=generator)
-    offsets_E = torch.tensor([slots - 7, slots - 7, slots - 3], dtype=torch.int32)
+    owned_slots = slots - NOBODYS
+    offsets_E = torch.tensor([slots - 7, slots - 7, owned_slots], dtype=torch.int32)
     top_k = 2 if spec.op == "up" else 1
     x = torch.randn(slots // top_k, cols, generator=generator).to(device, getattr(torch, spec.experts.dtype))
     dense, sides = _sides(spec, form, rows, cols, device, generator)
     slot_rows = x[order_S.to(device) // top_k] if spec.op == "up" else x
-    owned = slot_rows.double()[: slots - 3]
-    expert_S = torch.searchsorted(offsets_E, torch.arange(slots - 3), right=True).to(device)
+    owned = slot_rows.double()[:owned_slots]
+    expert_S = torch.searchsorted(offsets_E, torch.arange(owned_slots), right=True).to(device)
     results = {name: _linear(owned, expert_S, weight, sides[name].bias) for name, weight in dense.items()}
-    return Problem(x, order_S.to(device), offsets_E.to(device), top_k, sides, _activated(spec, results))
+    x, order = (slot_rows, None) if form.gathered else (x, order_S.to(device))
+    return Problem(x, order, offsets_E.to(device), top_k, sides, _activated(spec, results))
 
 
 def _linear(x_SI: Tensor, expert_S: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
