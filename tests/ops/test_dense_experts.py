@@ -59,7 +59,14 @@ def test_tokens_and_ragged_shapes(isa: Isa, dtype: torch.dtype, weight_layout: s
     kernel = kernel_for(isa, dtype, weight_layout)
     for tokens, (h, i) in itertools.product(TOKENS, SHAPES):
         args = operands(tokens, tokens, 2, 3, h, i, "concatenated", weight_layout, tokens % 2 == 0, dtype)
-        assert error(run(kernel, args), expected_of(args)) <= TOLERANCE[dtype], (tokens, h, i)
+        assert close_enough(run(kernel, args), args), (tokens, h, i)
+
+
+def close_enough(found: Tensor, args: list) -> bool:
+    """Up to rounding, or where few numbers make it large, no worse than eager."""
+    dtype, expected = args[0].dtype, expected_of(args)
+    eager = torch.ops.samoyeds.moe_experts(*args, dtype, None)
+    return error(found, expected) <= max(TOLERANCE[dtype], error(eager, expected) if dtype == torch.bfloat16 else 0)
 
 
 @ORDERS

@@ -27,7 +27,7 @@ def emit(spec: ExpertsSpec | DenseExpertsSpec, isa: Isa) -> str:
     else:
         constants, many = _dense_constants(spec), "amx" if isa.unit else "gemm"
         order = "columns" if spec.by_columns else "rows"
-        weights, kernels = ["dense_matrix.h", isa.header, f"dense_{order}.h"], _dense_kernels(order, isa.unit)
+        weights, kernels = ["dense_matrix.h", isa.header, f"dense_{order}.h"], _dense_kernels(spec, order, isa)
     parts = [
         f"// Samoyeds experts: {spec}, for {isa.name}.\n// Generated, do not edit.",
         "\n".join(f"#include <{name}>" for name in includes),
@@ -58,8 +58,9 @@ def _packed_kernels(spec: ExpertsSpec, isa: Isa) -> list[str]:
 
 
 def _kept(spec: ExpertsSpec | DenseExpertsSpec, isa: Isa) -> str:
-    """As what the two values that a row keeps of four columns are multiplied, where tokens are few."""
-    return "pairs" if isinstance(spec, ExpertsSpec) and spec.strips and isa.pairs else "floats"
+    """As what weights are multiplied where tokens are few."""
+    can = spec.strips if isinstance(spec, ExpertsSpec) else not spec.by_columns
+    return "pairs" if can and isa.pairs else "floats"
 
 
 def _row(spec: ExpertsSpec | DenseExpertsSpec, isa: Isa) -> str:
@@ -67,12 +68,13 @@ def _row(spec: ExpertsSpec | DenseExpertsSpec, isa: Isa) -> str:
     return f"using Row = {row};  // what a row of few tokens is made of"
 
 
-def _dense_kernels(order: str, unit: str) -> list[str]:
-    few = [f"dense_{order}_dot.h", *(["dot_panels.h"] if order == "rows" else [])]
-    if not unit:
+def _dense_kernels(spec: DenseExpertsSpec, order: str, isa: Isa) -> list[str]:
+    rows = [] if spec.by_columns else [f"dense_rows_{_kept(spec, isa)}.h"]
+    few = [*rows, f"dense_{order}_dot.h", *(["dot_panels.h"] if rows else [])]
+    if not isa.unit:
         return [*few, "dense_gemm.h"]
-    tiles = ["amx_sizes.h", f"{unit}_unit.h", "amx_tiles.h", f"dense_{order}_amx.h"]
-    return [*few, *tiles, "dense_panels.h", f"dense_block_{unit}.h", "dense_amx.h"]
+    tiles = ["amx_sizes.h", f"{isa.unit}_unit.h", "amx_tiles.h", f"dense_{order}_amx.h"]
+    return [*few, *tiles, "dense_panels.h", f"dense_block_{isa.unit}.h", "dense_amx.h"]
 
 
 def _constants(spec: ExpertsSpec | DenseExpertsSpec, more: list[str]) -> str:

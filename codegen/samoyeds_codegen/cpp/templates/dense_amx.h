@@ -1,14 +1,18 @@
 // Many tokens an expert, dense bfloat16 weights: 16 rows times 16 tokens, 32 columns at a time, as the matrix unit does
 // it; `block` multiplies, on that unit or by vectors.
 //
-// The first tokens read rows where they lie, if these are contiguous, DEPTH chunks at a time, and leave a copy for the
-// others: rows that are a power of two apart would drive each other out of the first cache.
+// Rows are copied to the first cache, DEPTH chunks at a time: rows that are a power of two apart would drive each other
+// out of it. What reads whole lines (LINES) takes those of the first tokens where they lie, and leaves the copy for the
+// others.
 
 namespace amx {
 
 // Chunks of a panel from a column on, zero past the last column.
 static inline void copy(const Panel& w, int64_t column, int64_t chunks, int64_t cols, Piece& out) {
-  for (int64_t c = 0; c < chunks; ++c) copy_chunk(w, column + c * COLUMNS, cols - column - c * COLUMNS, out[c]);
+  for (int64_t c = 0; c < chunks; ++c) {
+    for (int r = 0; r < PANEL; ++r) __builtin_prefetch(w.at(r, std::min(column + (c + DEPTH) * COLUMNS, cols - 1)));
+    copy_chunk(w, column + c * COLUMNS, cols - column - c * COLUMNS, out[c]);
+  }
 }
 
 using Sums = float[PANELS][PANEL * WIDTH];  // of a tile, each [PANEL, tokens]
@@ -18,7 +22,7 @@ template <int P>
 static void sweep(const Panel* w, int64_t cols, int64_t column, const char* x, int64_t stride, int64_t tiles,
                   Piece* copies, float (*y)[PANEL * WIDTH]) {
   const int64_t chunks = std::min<int64_t>(DEPTH, ceil_div(cols - column, COLUMNS));
-  const bool direct = column + chunks * COLUMNS <= cols && w[0].whole() && w[P - 1].whole();
+  const bool direct = LINES && column + chunks * COLUMNS <= cols && w[0].whole() && w[P - 1].whole();
   const Rows<P> copied(copies);
   for (int p = 0; p < P && !direct; ++p) copy(w[p], column, chunks, cols, copies[p]);
   for (int64_t t = 0; t < tiles; t += 2) {

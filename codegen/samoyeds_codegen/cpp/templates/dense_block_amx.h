@@ -2,6 +2,8 @@
 
 namespace amx {
 
+constexpr bool LINES = true;  // of a row are read at once
+
 // Sums of P panels and Q tiles, y[q * PANELS + p], over some chunks; `fresh` starts them at zero. KEEP leaves what was
 // read in `copies`.
 template <int P, int Q, bool KEEP>

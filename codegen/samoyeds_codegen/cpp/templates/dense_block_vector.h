@@ -3,6 +3,8 @@
 
 namespace amx {
 
+constexpr bool LINES = false;  // pairs are read, one of each row
+
 // Adds ROWS rows of weights, from w on, times Q tiles to y and z.
 template <int ROWS, int Q>
 static inline void rows_times(const char* w, int64_t row_bytes, int64_t chunk_bytes, int64_t chunks, const char* x,
@@ -35,19 +37,14 @@ static inline void rows_times(const char* w, int64_t row_bytes, int64_t chunk_by
   }
 }
 
-// Sums of P panels and Q tiles, y[q * PANELS + p], over some chunks; `fresh` starts them at zero. KEEP leaves what was
-// read in `copies`.
+// Sums of P panels and Q tiles, y[q * PANELS + p], over some chunks; `fresh` starts them at zero.
 template <int P, int Q, bool KEEP>
-static void block(const Rows<P>& w, int64_t chunks, const char* x, int64_t stride, bool fresh, Piece* copies,
+static void block(const Rows<P>& w, int64_t chunks, const char* x, int64_t stride, bool fresh, Piece*,
                   float (*y)[PANEL * WIDTH]) {
   constexpr int ROWS = Q > 1 ? 8 : 16;
-  for (int p = 0; p < P; ++p) {
+  for (int p = 0; p < P; ++p)
     for (int r = 0; r < PANEL; r += ROWS)
       rows_times<ROWS, Q>(w.first[p] + r * w.row_bytes, w.row_bytes, w.chunk_bytes, chunks, x, stride, fresh,
                           y[p] + r * WIDTH, y[(Q - 1) * PANELS + p] + r * WIDTH);
-    for (int64_t c = 0; KEEP && c < chunks; ++c)
-      for (int r = 0; r < PANEL; ++r)
-        std::memcpy(copies[p][c] + r * 64, w.first[p] + c * w.chunk_bytes + r * w.row_bytes, 64);
-  }
 }
 }  // namespace amx

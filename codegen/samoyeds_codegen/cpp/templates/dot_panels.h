@@ -3,7 +3,7 @@
 namespace dot {
 
 // What `multiply<T>` does, for any number of tokens up to TOKENS.
-static void multiply(int tokens, const Panel& w, const Panel& next, int64_t cols, const float* const* x,
+static void multiply(int tokens, const Panel& w, const Panel& next, int64_t cols, const Row* const* x,
                      float (*out)[PANEL]) {
   switch (tokens) {
     case 1: return multiply<1>(w, next, cols, x, out);
@@ -25,15 +25,16 @@ static void up(const Arguments& a, const Group& g, int64_t first, int64_t last) 
     const Panel next(GATED ? a.gate : a.up, g.expert, ends ? panel : panel + 1);
     for (int64_t s = 0; s < g.count; s += TOKENS) {
       const int tokens = int(std::min<int64_t>(TOKENS, g.count - s));
-      const float* x[TOKENS];
-      float gate[TOKENS][PANEL], up[TOKENS][PANEL];
-      for (int t = 0; t < tokens; ++t) x[t] = reinterpret_cast<float*>(g.x) + g.row(s + t) * width(a.up);
+      const Row* x[TOKENS];
+      float features[PANEL], gate[TOKENS][PANEL], up[TOKENS][PANEL];
+      for (int t = 0; t < tokens; ++t) x[t] = reinterpret_cast<Row*>(g.x) + g.row(s + t) * width(a.up);
       if (GATED) multiply(tokens, gates, ups, a.gate.cols, x, gate);
       multiply(tokens, ups, next, a.up.cols, x, up);
       for (int t = 0; t < tokens; ++t) {
-        float* h = reinterpret_cast<float*>(g.h) + (s + t) * width(a.down);
-        activate_panel(a, g.expert, panel, 1, gate[t], up[t], h + panel * PANEL);
-        if (ends) std::fill(h + (panel + 1) * PANEL, h + width(a.down), 0.0f);
+        Row* h = reinterpret_cast<Row*>(g.h) + (s + t) * width(a.down);
+        activate_panel(a, g.expert, panel, 1, gate[t], up[t], features);
+        for (int i = 0; i < PANEL; ++i) store_as(h + panel * PANEL + i, features[i]);
+        if (ends) std::fill(h + (panel + 1) * PANEL, h + width(a.down), Row{});
       }
     }
   }
@@ -46,9 +47,9 @@ static void down(const Arguments& a, const Group& g, int64_t first, int64_t last
     const Panel w(a.down, g.expert, panel), next(a.down, ends ? g.next_expert : g.expert, ends ? first : panel + 1);
     for (int64_t s = 0; s < g.count; s += TOKENS) {
       const int tokens = int(std::min<int64_t>(TOKENS, g.count - s));
-      const float* h[TOKENS];
+      const Row* h[TOKENS];
       float y[TOKENS][PANEL];
-      for (int t = 0; t < tokens; ++t) h[t] = reinterpret_cast<float*>(g.h) + (s + t) * width(a.down);
+      for (int t = 0; t < tokens; ++t) h[t] = reinterpret_cast<Row*>(g.h) + (s + t) * width(a.down);
       multiply(tokens, w, next, a.down.cols, h, y);
       for (int t = 0; t < tokens; ++t) {
         add_bias(a.down, g.expert, panel, 1, y[t]);
