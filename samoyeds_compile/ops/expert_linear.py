@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samoyeds_compile.ops.huge_pages import on_huge_pages
+from samoyeds_compile.huge_pages import on_huge_pages
 from samoyeds_compile.ops.library import bad_operand, define_opaque, register_autograd
 from samoyeds_compile.ops.operands import check_weights, in_width, is_stack, num_experts, out_width, weight_grads
 from samoyeds_compile.ops.token_rows import TokenRows

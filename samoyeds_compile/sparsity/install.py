@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from samoyeds_compile.huge_pages import on_huge_pages
 from samoyeds_compile.sparsity.config import SparsityConfig
 from samoyeds_compile.sparsity.pack import pack, packed_shapes
-from samoyeds_compile.sparsity.pages import advise_huge
 from samoyeds_compile.sparsity.projections import Projection
 from samoyeds_compile.sparsity.prune import PrunedRows
 from samoyeds_compile.sparsity.strips import to_strips_
@@ -73,7 +73,7 @@ def packed(projection: Projection, config: SparsityConfig) -> Packing:
     lead = (projection.experts,) if projection.stacked else ()
     dtypes = {"values": dense.dtype, "metadata": torch.int16, "selection": torch.uint8}
     values, metadata, selection = (
-        None if size is None else advise_huge(torch.empty(*lead, *size, dtype=dtypes[part], device=dense.device))
+        None if size is None else on_huge_pages(torch.empty(*lead, *size, dtype=dtypes[part], device=dense.device))
         for part, size in packed_shapes(*shape, config).items()
     )
     assert values is not None

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from samoyeds_codegen.cpp.spec import STRIP, strip_rows
+from samoyeds_compile.huge_pages import on_huge_pages
 from samoyeds_compile.sparsity.blocks import padded_shape
 from samoyeds_compile.sparsity.config import SparsityConfig
 from samoyeds_compile.sparsity.pack import PackedWeight
-from samoyeds_compile.sparsity.pages import advise_huge
 
 CHUNK = 32
 """Columns whose values of one strip lie together."""
@@ -84,7 +84,7 @@ def _into(rows: Tensor, parts: Axes, order: Axes) -> Tensor:
     """Rows [..., R, C] as [..., R/16, 16, C/parts, *parts], the last dimensions in another order."""
     *lead, height, width = rows.shape
     cut = rows.reshape(*lead, height // STRIP, STRIP, width // math.prod(parts), *parts)
-    made = advise_huge(torch.empty_like(rows, memory_format=torch.contiguous_format))
+    made = on_huge_pages(torch.empty_like(rows, memory_format=torch.contiguous_format))
     permuted = _permuted(cut, order)
     return made.view(permuted.shape).copy_(permuted).view(rows.shape)
 

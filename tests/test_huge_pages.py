@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from samoyeds_compile.ops import huge_pages
-from samoyeds_compile.ops.huge_pages import WORTH_IT, on_huge_pages
+from samoyeds_compile import huge_pages
+from samoyeds_compile.huge_pages import WORTH_IT, on_huge_pages
 
 SMAPS = Path("/proc/self/smaps")
 needs_linux = pytest.mark.skipif(
