@@ -107,7 +107,8 @@ def _backward(ctx: Any, grad_TH: Tensor) -> tuple[Any, ...]:
     found = iter(torch.ops.samoyeds.gpu_experts_backward(grad_TH, x, ids, weights, *parts, *rest, *ctx.options, wanted))
     grads = [next(found) if is_wanted else None for is_wanted in wanted]
     stacks = [[grad, *[None] * (size - 1)][:size] for grad, size in zip(grads[2:5], ctx.sizes, strict=True)]
-    return grads[0], None, grads[1], *stacks, *grads[5:], *[None] * 7
+    options = len(ctx.needs_input_grad) - 9  # those with a default may not have been passed
+    return grads[0], None, grads[1], *stacks, *grads[5:], *[None] * options
 
 
 define_opaque(
