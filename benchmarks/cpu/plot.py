@@ -68,7 +68,7 @@ def _under_roofline(
     panel: Any, rows: Sequence[Row], roofline: dict[str, Any], dtype: str, colors: dict[str, str]
 ) -> None:
     """GF/s of kept weights by operations for a byte; grey: the fastest dense library."""
-    peak = max(roofline["amx"], roofline["fma"]) if dtype == "bf16" else roofline["fma"]
+    peak = max(roofline["amx"], roofline.get("pairs", 0), roofline["fma"]) if dtype == "bf16" else roofline["fma"]
     points = {arm: [_place(row, arm) for row in rows if arm in row["rate"]] for arm in colors}
     points[BEST] = [_place(row, row[BEST]) for row in rows if row[BEST]]
     for arm, places in points.items():

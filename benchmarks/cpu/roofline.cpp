@@ -3,7 +3,7 @@
 #include <cstddef>
 #include <ctime>
 #include <omp.h>
-#ifdef __AMX_BF16__
+#if defined(__AMX_BF16__) || defined(__AVX512BF16__)
 #include <immintrin.h>
 #endif
 
@@ -87,6 +87,28 @@ extern "C" double fma_rate(int threads) {
         sink = total(sums, CHAINS);
     });
     return 2.0 * LANES * CHAINS * turns * threads / took / 1e9;
+}
+
+// Of pairs of bfloat16 in vectors; 0 where nothing multiplies them.
+extern "C" double pairs_rate(int threads) {
+#ifdef __AVX512BF16__
+    volatile float sink = 0;
+    constexpr long turns = 5'000'000;
+    const double took = seconds(threads, [&](int) {
+        __m512 sums[CHAINS];
+        for (int c = 0; c < CHAINS; ++c) sums[c] = _mm512_set1_ps(0.3f * float(c));
+        const __m512bh pairs = __m512bh(_mm512_set1_epi32(0x3c003c00));
+        for (long i = 0; i < turns; ++i) {
+#pragma GCC unroll 12
+            for (int c = 0; c < CHAINS; ++c) sums[c] = _mm512_dpbf16_ps(sums[c], pairs, pairs);
+        }
+        for (const __m512 sum : sums) sink = sink + _mm512_reduce_add_ps(sum);
+    });
+    return 4.0 * 16 * CHAINS * turns * threads / took / 1e9;
+#else
+    (void)threads;
+    return 0;
+#endif
 }
 
 // 0 where there is no matrix unit; the caller asks the system for it before.

@@ -20,8 +20,8 @@ REPEATS = 15
 
 @dataclass(frozen=True)
 class Roofline:
-    """The best of some repeats; GB/s, GF/s. ``amx`` is 0 where there is no matrix unit, ``foreign`` the
-    share of all cores that others used."""
+    """The best of some repeats; GB/s, GF/s. ``amx`` is 0 where there is no matrix unit, ``pairs`` where vectors do
+    not multiply pairs of bfloat16; ``foreign`` is the share of all cores that others used."""
 
     threads: int
     read: float
@@ -29,10 +29,11 @@ class Roofline:
     amx: float
     medians: dict[str, float]
     foreign: float
+    pairs: float = 0.0
 
     def peak(self, dtype: str) -> float:
-        """GF/s of products in a dtype: the matrix unit's for bfloat16 where there is one."""
-        return max(self.amx, self.fma) if dtype == "bf16" else self.fma
+        """GF/s of products in a dtype: for bfloat16 those of what multiplies it, where there is such."""
+        return max(self.amx, self.pairs, self.fma) if dtype == "bf16" else self.fma
 
     def milliseconds(self, size: int, flops: int, dtype: str) -> float:
         """The least time to read so many bytes and do so many operations."""
@@ -52,7 +53,7 @@ def _round(value: Any) -> Any:
 def measure(threads: int) -> Roofline:
     """Compile and run ``roofline.cpp``, a few seconds."""
     library = load(Source("roofline", Path(__file__).with_name("roofline.cpp").read_text(), ("-march=native",)))
-    for function in (library.read_rate, library.fma_rate, library.amx_rate):
+    for function in (library.read_rate, library.fma_rate, library.amx_rate, library.pairs_rate):
         function.restype = ctypes.c_double
     has_amx = any("amx" in isa.name for isa in usable_isas("bfloat16"))  # asks the system for the unit, too
     memory = torch.ones(min(2 * cache_bytes(), 1024 * MIB) // 4)
@@ -61,6 +62,7 @@ def measure(threads: int) -> Roofline:
     rates = {
         "read": [library.read_rate(where, count, threads) for _ in range(REPEATS)],
         "fma": [library.fma_rate(threads) for _ in range(REPEATS)],
+        "pairs": [library.pairs_rate(threads) for _ in range(REPEATS)],
         "amx": [library.amx_rate(threads) if has_amx else 0.0 for _ in range(REPEATS)],
     }
     medians = {name: statistics.median(values) for name, values in rates.items()}

@@ -86,6 +86,8 @@ def markdown(content: dict[str, Any]) -> str:
     lines = ["# MoE blocks on a CPU", "", *(f"- {key}: {value}" for key, value in machine.items())]
     for roofline in content["rooflines"].values():
         rates = f"{roofline['read']} GB/s, {roofline['fma']} GF/s of FMA, {roofline['amx']} GF/s of the matrix unit"
+        pairs = roofline.get("pairs", 0)
+        rates += f", {pairs} GF/s of pairs of bfloat16 in vectors" if pairs else ""
         lines.append(f"- roofline, {roofline['threads']} thread(s): {rates}")
     shapes = dict.fromkeys(row["shape"] for row in rows)
     lines += [f"- {shape}: {SHAPES[shape].title}" for shape in shapes]
