@@ -60,7 +60,7 @@ def plan(
     found = LayoutReport(
         block, index, kind(spec), machine.origin, _ranges(layouts), crossing(sizes, constants), layouts.by_rows,
         *saved(sizes, machine, kind(spec)), [regime_report(regime) for regime in regimes(sizes, constants)],
-        recorded, None if recorded is None else expected(sizes.at(recorded), constants),
+        recorded, expected(sizes.at(recorded), constants) if recorded else None,
     )  # fmt: skip
     return LayoutPlan(layouts, found)
 
