@@ -43,7 +43,7 @@ PAIRS_KERNELS: Mapping[str, Kernel] = {
     "float32 1:2": Kernel(Rates(76.9, 45.7, 16.93), Rates(178.3, 87.5, 6.12, 16)),
     "float32 2:4": Kernel(Rates(71.5, 37.8, 17.12), Rates(195.8, 107.3, 5.68, 16)),
     "float32 1:2/16": Kernel(Rates(73.1, 39.4, 17.02), Rates(181.3, 88.6, 6.13, 16)),
-    "bfloat16 dense": Kernel(Rates(181.2, 111.1, 21.24), Rates(411.7, 275.7, 7.15, 16)),
+    "bfloat16 dense": Kernel(Rates(129.7, 156.3, 11.05), Rates(349.0, 202.8, 9.34, 16)),
     "bfloat16 columns": Kernel(Rates(157.2, 49.1, 28.47), Rates(423.4, 267.6, 9.64, 16)),
     "bfloat16 1:1": Kernel(Rates(84.1, 38.1, 30.28), Rates(761.5, 616.5, 7.34, 16)),
     "bfloat16 1:2": Kernel(Rates(59.5, 32.6, 16.90), Rates(423.4, 371.9, 2.83, 16)),
