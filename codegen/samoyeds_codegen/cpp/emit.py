@@ -73,8 +73,8 @@ def _dense_kernels(spec: DenseExpertsSpec, order: str, isa: Isa) -> list[str]:
     few = [*rows, f"dense_{order}_dot.h", *(["dot_panels.h"] if rows else [])]
     if not isa.unit:
         return [*few, "dense_gemm.h"]
-    tiles = ["amx_sizes.h", f"{isa.unit}_unit.h", "amx_tiles.h", f"dense_{order}_amx.h"]
-    return [*few, *tiles, "dense_panels.h", f"dense_block_{isa.unit}.h", "dense_amx.h"]
+    tiles = ["amx_sizes.h", f"{isa.unit}_unit.h", "amx_tiles.h", "dense_panels.h", f"dense_{order}_amx.h"]
+    return [*few, *tiles, f"dense_block_{isa.unit}.h", "dense_amx.h"]
 
 
 def _constants(spec: ExpertsSpec | DenseExpertsSpec, more: list[str]) -> str:

@@ -9,10 +9,7 @@ namespace amx {
 
 // Chunks of a panel from a column on, zero past the last column.
 static inline void copy(const Panel& w, int64_t column, int64_t chunks, int64_t cols, Piece& out) {
-  for (int64_t c = 0; c < chunks; ++c) {
-    for (int r = 0; r < PANEL; ++r) __builtin_prefetch(w.at(r, std::min(column + (c + DEPTH) * COLUMNS, cols - 1)));
-    copy_chunk(w, column + c * COLUMNS, cols - column - c * COLUMNS, out[c]);
-  }
+  for (int64_t c = 0; c < chunks; ++c) copy_chunk(w, column + c * COLUMNS, cols - column - c * COLUMNS, out[c]);
 }
 
 using Sums = float[PANELS][PANEL * WIDTH];  // of a tile, each [PANEL, tokens]
