@@ -13,6 +13,7 @@ import torch
 from samoyeds_codegen.cpp.emit import emit
 from samoyeds_codegen.cpp.kernel import ExpertsKernel, experts_kernel
 from samoyeds_codegen.cpp.layouts import Layouts
+from samoyeds_codegen.cpp.product import ProductKernel, product_kernels
 from samoyeds_codegen.cpp.spec import DenseExpertsSpec, ExpertsSpec
 from samoyeds_codegen.errors import KernelError
 from samoyeds_compile.lower.gpu import GpuKernels, gpu_kernels, switched_off
@@ -38,6 +39,7 @@ class KernelChoice:
         block: index of the block in the graph's report; None where nothing is reported.
         layouts: of the edges inside a kernel for CPUs, by name.
         gathers: layouts of kernels for CUDA devices, as `gpu_experts` takes them.
+        products: whether the products of stages are generated, where no kernel computes the whole block.
     """
 
     packed: bool
@@ -48,6 +50,7 @@ class KernelChoice:
     block: int | None = None
     layouts: str = ""
     gathers: int = 0
+    products: bool = False
 
     @property
     def arguments(self) -> list[str | int]:
@@ -69,7 +72,10 @@ class KernelChoice:
 
     def __str__(self) -> str:
         """For the report."""
-        instead = "weights are unpacked in every call" if self.packed else "products are PyTorch's"
+        if self.packed:
+            instead = "weights are unpacked in every call"
+        else:
+            instead = "products are generated, one by one" if self.products else "products are PyTorch's"
         return self.kernel or f"without a kernel, {instead}: {self.reason}"
 
 
@@ -106,14 +112,25 @@ def choose_kernel(
         return gpu_choice(packed, found)
     spec = cpu_spec(gate, up, down, *options)
     if isinstance(spec, str):
-        return KernelChoice(packed, None, spec)
+        return _by_products([*gate, *up, *down], options[-1], spec)
     if torch.is_grad_enabled():
-        return KernelChoice(packed, None, "gradients are enabled; compile and run under torch.no_grad()")
+        return _by_products(
+            [*gate, *up, *down], options[-1], "gradients are enabled; compile and run under torch.no_grad()"
+        )
     if layouts is None or layouts.layouts is None:
         return _compiled(spec)
     if not _may_fit(layouts.layouts, expert_ids_TK, num_experts(up)):
-        return KernelChoice(packed, None, "weights are stored [in, out], of which only few tokens make a fast kernel")
+        why = "weights are stored [in, out], of which only few tokens make a fast kernel"
+        return _by_products([*gate, *up, *down], options[-1], why)
     return _compiled(replace(spec, layouts=layouts.layouts))
+
+
+def _by_products(weights: Sequence[torch.Tensor], dtype: torch.dtype, reason: str) -> KernelChoice:
+    """No kernel of the whole block; those of its products are compiled now, not in the first call."""
+    packed = any(isinstance(weight, PackedTensor) for weight in weights)
+    fit = not packed and all(weight.device.type == "cpu" and weight.dtype == dtype for weight in weights)
+    kernels = product_kernels(str(dtype).removeprefix("torch.")) if fit else []
+    return KernelChoice(packed, None, reason, texts=partial(_product_texts, kernels), products=bool(kernels))
 
 
 def gpu_choice(packed: bool, found: GpuKernels) -> KernelChoice:
@@ -149,7 +166,15 @@ def _compiled(spec: ExpertsSpec | DenseExpertsSpec) -> KernelChoice:
     return KernelChoice(packed, title, texts=partial(_texts, kernel, name), layouts=spec.layouts.name)
 
 
-def _texts(kernel: ExpertsKernel, name: str) -> dict[str, str]:
+def _texts(kernel: ExpertsKernel | ProductKernel, name: str) -> dict[str, str]:
     """What was generated and how it was compiled, by names of files."""
     texts = {f"{name}.cpp": emit(kernel.spec, kernel.isa), f"{name}.log": kernel.log}
     return {file: text for file, text in texts.items() if text}
+
+
+def _product_texts(kernels: Sequence[ProductKernel]) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for kernel in kernels:
+        order = "_by_columns" if kernel.spec.by_columns and kernel.spec.product == "linear" else ""
+        texts |= _texts(kernel, f"{kernel.spec.product}{order}_{kernel.spec.dtype}_{kernel.isa.name}")
+    return texts

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from samoyeds_compile.huge_pages import on_huge_pages
+from samoyeds_compile.ops import cpu_products
 from samoyeds_compile.ops.library import bad_operand, define_opaque, register_autograd
 from samoyeds_compile.ops.operands import check_weights, in_width, is_stack, num_experts, out_width, weight_grads
 from samoyeds_compile.ops.token_rows import TokenRows
@@ -35,7 +36,8 @@ _ALIGNMENT = 16
 def expert_linear(x_SI: Tensor, weights: Sequence[Tensor], offsets_E: Tensor, in_out: bool) -> Tensor:
     """``x[s] @ W[e]`` for the rows s of every expert e.
 
-    One stack is one grouped product where the device has one. Separate matrices are one product for each expert that
+    On a CPU it is a generated kernel, if there is one (`cpu_products`), else, and elsewhere: one stack is one grouped
+    product where the device has one. Separate matrices are one product for each expert that
     has rows; on CUDA this reads the offsets on the host, once a call.
 
     Args:
@@ -52,6 +54,8 @@ def expert_linear(x_SI: Tensor, weights: Sequence[Tensor], offsets_E: Tensor, in
         OperandError: shapes or devices do not fit.
     """
     _check_linear(x_SI, weights, offsets_E, in_out)
+    if (generated := cpu_products.linear(x_SI, weights, offsets_E, in_out)) is not None:
+        return generated
     if not is_stack(weights):
         return linear_by_expert(x_SI, weights, offsets_E.tolist(), in_out)
     weight_E = weights[0]
@@ -69,6 +73,8 @@ def expert_outer(x_SI: Tensor, grad_SO: Tensor, offsets_E: Tensor, in_out: bool)
         [E, O, I], or [E, I, O] if ``in_out``; zero for an expert without rows.
     """
     left, right = (x_SI, grad_SO) if in_out else (grad_SO, x_SI)
+    if (generated := cpu_products.outer(left, right, offsets_E)) is not None:
+        return generated
     if x_SI.device.type != "cpu" and _grouped_mm_takes(x_SI, grad_SO):
         return torch._grouped_mm(left.contiguous().t(), right.contiguous(), offs=offsets_E)
     return outer_by_expert(x_SI, grad_SO, offsets_E.tolist(), in_out)

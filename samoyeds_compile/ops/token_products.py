@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samoyeds_compile.ops import rows
+from samoyeds_compile.ops import cpu_products, rows
 from samoyeds_compile.ops.expert_linear import expert_linear, expert_outer, linear_by_expert, outer_by_expert
 from samoyeds_compile.ops.library import bad_operand, define_opaque, register_autograd
 from samoyeds_compile.ops.operands import check_weights, in_width, is_stack, num_experts, out_width, weight_grads
@@ -42,6 +42,8 @@ def token_linear(
     """
     _check(x_TH, weights, offsets_E, in_out)
     found = _rows(x_TH, order_S, slot_TK)
+    if (generated := cpu_products.linear(found, weights, offsets_E, in_out)) is not None:
+        return generated
     if _all_at_once(found):
         return expert_linear(found.gathered(), weights, offsets_E, in_out)
     matrices = weights[0] if is_stack(weights) else weights
@@ -57,6 +59,9 @@ def token_outer(
         [E, O, H], or [E, H, O] if ``in_out``; zero for an expert without rows.
     """
     found = _rows(x_TH, order_S, slot_TK)
+    left, right = (found, grad_SO) if in_out else (grad_SO, found)
+    if (generated := cpu_products.outer(left, right, offsets_E)) is not None:
+        return generated
     if _all_at_once(found):
         return expert_outer(found.gathered(), grad_SO, offsets_E, in_out)
     return outer_by_expert(found, grad_SO, offsets_E.tolist(), in_out)

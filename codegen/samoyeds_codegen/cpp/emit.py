@@ -7,7 +7,9 @@ from pathlib import Path
 
 from samoyeds_codegen.cpp.activation import to_cpp
 from samoyeds_codegen.cpp.isa import Isa
-from samoyeds_codegen.cpp.spec import DenseExpertsSpec, ExpertsSpec, strip_rows
+from samoyeds_codegen.cpp.spec import DenseExpertsSpec, ExpertsSpec, ProductSpec, strip_rows
+
+Spec = ExpertsSpec | DenseExpertsSpec | ProductSpec
 
 TEMPLATES = Path(__file__).parent / "templates"
 _INCLUDES = "algorithm array atomic cmath cstdint cstring exception new type_traits utility vector omp.h".split()
@@ -18,7 +20,7 @@ _PANEL = 16
 """Output rows that are computed together, but of strips."""
 
 
-def emit(spec: ExpertsSpec | DenseExpertsSpec, isa: Isa) -> str:
+def emit(spec: Spec, isa: Isa) -> str:
     """C++ of one kernel for one instruction set; the same text for the same arguments."""
     includes = [*_INCLUDES, *(["immintrin.h"] if isa.features else [])]
     if isinstance(spec, ExpertsSpec):
@@ -38,9 +40,24 @@ def emit(spec: ExpertsSpec | DenseExpertsSpec, isa: Isa) -> str:
         _activation(spec),
         *map(template, (*weights, "arguments.h", "plan.h", "epilogue.h", "dot_rows.h", *kernels)),
         f"namespace many = {many};",
-        *map(template, ("block.h", "entry.h")),
+        *_driver(spec, isa),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _driver(spec: Spec, isa: Isa) -> list[str]:
+    """What calls the kernels."""
+    if not isinstance(spec, ProductSpec):
+        return [template("block.h"), template("entry.h")]
+    name = spec.product.capitalize()
+    using = f"using Product = {name};\nusing Call = {name}Call;"
+    parts = ["linear.h"] if spec.product == "linear" else _outer(isa)
+    return [*map(template, ("products.h", *parts)), using, template("products_entry.h")]
+
+
+def _outer(isa: Isa) -> list[str]:
+    tiles = [f"outer_{isa.unit}.h", "outer_pairs.h"] if isa.unit else ["outer_gemm.h"]
+    return ["outer_sides.h", *tiles, "outer.h"]
 
 
 def _packed_weights(spec: ExpertsSpec, isa: Isa) -> list[str]:
@@ -57,18 +74,18 @@ def _packed_kernels(spec: ExpertsSpec, isa: Isa) -> list[str]:
     return ["dot.h", "dot_panels.h", *unit, *(["amx_tiles.h"] if unit else []), f"{isa.many}.h"]
 
 
-def _kept(spec: ExpertsSpec | DenseExpertsSpec, isa: Isa) -> str:
+def _kept(spec: Spec, isa: Isa) -> str:
     """As what weights are multiplied where tokens are few."""
     can = spec.strips if isinstance(spec, ExpertsSpec) else not spec.by_columns
     return "pairs" if can and isa.pairs else "floats"
 
 
-def _row(spec: ExpertsSpec | DenseExpertsSpec, isa: Isa) -> str:
+def _row(spec: Spec, isa: Isa) -> str:
     row = "bf16" if _kept(spec, isa) == "pairs" else "float"
     return f"using Row = {row};  // what a row of few tokens is made of"
 
 
-def _dense_kernels(spec: DenseExpertsSpec, order: str, isa: Isa) -> list[str]:
+def _dense_kernels(spec: DenseExpertsSpec | ProductSpec, order: str, isa: Isa) -> list[str]:
     rows = [] if spec.by_columns else [f"dense_rows_{_kept(spec, isa)}.h"]
     few = [*rows, f"dense_{order}_dot.h", *(["dot_panels.h"] if rows else [])]
     if not isa.unit:
@@ -77,7 +94,7 @@ def _dense_kernels(spec: DenseExpertsSpec, order: str, isa: Isa) -> list[str]:
     return [*few, *tiles, f"dense_block_{isa.unit}.h", "dense_amx.h"]
 
 
-def _constants(spec: ExpertsSpec | DenseExpertsSpec, more: list[str]) -> str:
+def _constants(spec: Spec, more: list[str]) -> str:
     gated = f"constexpr bool GATED = {str(spec.gated).lower()};"
     return "\n".join([*more, *spec.layouts.constants, gated, f"using Weight = {_WEIGHT[spec.dtype]};"])
 
@@ -90,9 +107,10 @@ def _packed_constants(spec: ExpertsSpec) -> list[str]:
     ]
 
 
-def _dense_constants(spec: DenseExpertsSpec) -> list[str]:
+def _dense_constants(spec: DenseExpertsSpec | ProductSpec) -> list[str]:
     # By columns memory is read in longer pieces if more panels are taken at once.
-    return [_panel(_PANEL), *(_grain(1, 512) if spec.by_columns else _grain(4, 4))]
+    order = f"constexpr bool BY_COLUMNS = {str(spec.by_columns).lower()};"
+    return [order, _panel(_PANEL), *(_grain(1, 512) if spec.by_columns else _grain(4, 4))]
 
 
 def _panel(rows: int) -> str:
@@ -107,7 +125,7 @@ def _grain(shares: int, panels: int) -> list[str]:
     ]
 
 
-def _activation(spec: ExpertsSpec | DenseExpertsSpec) -> str:
+def _activation(spec: Spec) -> str:
     parameters = "float gate, float up" if spec.gated else "float, float x"
     return "\n".join(
         [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from samoyeds_codegen import expr
 from samoyeds_codegen.cpp.activation import to_cpp
@@ -12,6 +13,7 @@ from samoyeds_codegen.errors import UnsupportedSpecError
 DTYPES = ("float32", "bfloat16")
 PATTERNS = ((1, 1), (1, 2), (2, 4))
 VECTORS = (16, 32, 64, 128)
+PRODUCTS = ("linear", "outer")
 STRIP = 16
 """Condensed rows that lie side by side in strips."""
 
@@ -128,3 +130,35 @@ class DenseExpertsSpec:
         """Inverse of `name`."""
         dtype, layouts, order, form, activation = name.split(" ", 4)
         return cls(dtype, activation, form == "gated", order == "columns", Layouts.named(layouts))
+
+
+@dataclass(frozen=True)
+class ProductSpec:
+    """One product of all experts with dense weights, as training computes them one by one.
+
+    Attributes:
+        dtype: of all operands; everything is summed in float32.
+        product: ``linear`` multiplies rows with the matrix of their expert, ``outer`` rows with rows (its derivative).
+        by_columns: whether weights of one input are contiguous; else those of one output. Always for ``outer``, where
+            an input is a slot.
+
+    Raises:
+        UnsupportedSpecError: there is no kernel for it.
+    """
+
+    dtype: str
+    product: str
+    by_columns: bool
+
+    activation: ClassVar[str] = expr.PLAIN_NAME
+    gated: ClassVar[bool] = False
+    layouts: ClassVar[Layouts] = Layouts(by_rows="h")
+
+    def __post_init__(self) -> None:
+        _check(self.dtype, self.activation, self.gated)
+        _require(self.product in PRODUCTS, f"product {self.product!r} is not one of {', '.join(PRODUCTS)}")
+        _require(self.by_columns or self.product != "outer", "an outer product reads its rows by columns")
+
+    def __str__(self) -> str:
+        """One line for reports."""
+        return f"{self.dtype} {self.product}{' by columns' if self.by_columns else ''}"

@@ -3,19 +3,6 @@
 // Work is cut into panels of rows, of all experts alike, and taken by whoever is free: one hot expert keeps all threads
 // busy. A thread that has panels of `out` adds all experts to them, in the order of experts: no sum depends on timing.
 
-// Tokens that an expert computes at a time, so that their rows stay in the second cache; a multiple of all tiles.
-constexpr int64_t CROWD = 512;
-
-// As many that each thread comes back for more SHARES times, of one matrix alone: one expert may have all tokens.
-static int64_t grain(const Matrix& w, int64_t threads) {
-  return std::clamp<int64_t>(w.panels() / (SHARES * threads), 1, GRAIN);
-}
-
-struct Task {
-  const Group* group;
-  int64_t first, last;
-};
-
 class Block {
  public:
   explicit Block(const Arguments& a)

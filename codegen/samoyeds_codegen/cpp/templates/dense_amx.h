@@ -18,14 +18,14 @@ using Sums = float[PANELS][PANEL * WIDTH];  // of a tile, each [PANEL, tokens]
 template <int P>
 static void sweep(const Panel* w, int64_t cols, int64_t column, const char* x, int64_t stride, int64_t tiles,
                   Piece* copies, float (*y)[PANEL * WIDTH]) {
-  const int64_t chunks = std::min<int64_t>(DEPTH, ceil_div(cols - column, COLUMNS));
-  const bool direct = LINES && column + chunks * COLUMNS <= cols && w[0].whole() && w[P - 1].whole();
+  const int64_t depth = std::min<int64_t>(DEPTH * COLUMNS, cols - column);
+  const bool direct = LINES && depth % COLUMNS == 0 && w[0].whole() && w[P - 1].whole();
   const Rows<P> copied(copies);
-  for (int p = 0; p < P && !direct; ++p) copy(w[p], column, chunks, cols, copies[p]);
+  for (int p = 0; p < P && !direct; ++p) copy(w[p], column, ceil_div(depth, COLUMNS), cols, copies[p]);
   for (int64_t t = 0; t < tiles; t += 2) {
     const bool pair = t + 1 < tiles, keep = direct && t == 0 && tiles > 2;
     const auto kernel = !pair ? block<P, 1, false> : keep ? block<P, 2, true> : block<P, 2, false>;
-    kernel(direct && t == 0 ? Rows<P>(w, column) : copied, chunks, x + t * stride + column / COLUMNS * TILE, stride,
+    kernel(direct && t == 0 ? Rows<P>(w, column) : copied, depth, x + t * stride + column / COLUMNS * TILE, stride,
            column == 0, copies, y + t * PANELS);
   }
 }

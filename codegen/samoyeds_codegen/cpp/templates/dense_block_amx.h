@@ -4,10 +4,10 @@ namespace amx {
 
 constexpr bool LINES = true;  // of a row are read at once
 
-// Sums of P panels and Q tiles, y[q * PANELS + p], over some chunks; `fresh` starts them at zero. KEEP leaves what was
+// Sums of P panels and Q tiles, y[q * PANELS + p], over some columns; `fresh` starts them at zero. KEEP leaves what was
 // read in `copies`.
 template <int P, int Q, bool KEEP>
-static inline void block(const Rows<P>& w, int64_t chunks, const char* x, int64_t stride, bool fresh, Piece* copies,
+static inline void block(const Rows<P>& w, int64_t cols, const char* x, int64_t stride, bool fresh, Piece* copies,
                          float (*y)[PANEL * WIDTH]) {
   if (fresh) {
     _tile_zero(0);
@@ -20,7 +20,7 @@ static inline void block(const Rows<P>& w, int64_t chunks, const char* x, int64_
     if (Q > 1) _tile_loadd(2, y[(Q - 1) * PANELS], 64);
     if (P > 1 && Q > 1) _tile_loadd(3, y[(Q - 1) * PANELS + 1], 64);
   }
-  for (int64_t c = 0; c < chunks; ++c) {
+  for (int64_t c = 0; c * COLUMNS < cols; ++c) {
     _tile_loadd(4, w.first[0] + c * w.chunk_bytes, w.row_bytes);
     _tile_loadd(6, x + c * TILE, 64);
     _tile_dpbf16ps(0, 4, 6);

@@ -4,7 +4,7 @@ namespace amx {
 
 // The weights of two inputs at the outputs of a panel, in pairs; `two` says whether there is a second input.
 static inline __m512i pairs_of(const Panel& w, int64_t column, bool two) {
-  const Weight *p = w.first + column * w.col_stride, *q = two ? p + w.col_stride : p;
+  const Weight *p = w.column(column), *q = two ? w.column(column + 1) : p;
   const __mmask32 second = two ? ~0u : 0;
   if (w.step == 2) {  // every other output: the lower half of each pair in memory
     const __mmask32 exist = w.outputs == PANEL ? 0x7fffffff : (1u << (2 * w.outputs - 1)) - 1;

@@ -29,20 +29,21 @@ static int64_t bytes(int64_t count, const Matrix& w) {
   return round_up(count, LANES) * w.cols * int64_t(sizeof(float));
 }
 
-using Piece = float[PANEL][DEPTH];  // of a panel
+using Piece = float[PANEL * DEPTH];  // of a panel: [rows, columns], or turned as its weights are
+constexpr int ROW = BY_COLUMNS ? 1 : DEPTH, COLUMN = BY_COLUMNS ? PANEL : 1;  // from one to the next in a piece
 
-// Adds HEIGHT rows of a piece times a tile to out. Meanwhile the same columns of the rows `ahead` are fetched, and of
+// Adds HEIGHT rows of a piece times a tile to out, whose rows are stride apart, or writes them if that is `fresh`. Meanwhile the same columns of the rows `ahead` are fetched, and of
 // the tokens that come next, `soon`, as much as is this block's share.
 template <int NT>
-static inline void block(const float (*w)[DEPTH], const Weight* const* ahead, int64_t depth, const float* x,
-                         const float* soon, float* out) {
+static inline void block(const float* w, const Weight* const* ahead, int64_t depth, const float* x, const float* soon,
+                         bool fresh, float* out, int64_t stride) {
   constexpr int64_t LINE = 64 / sizeof(Weight);
   constexpr int SHARE = int(LINE * NT * LANES / 16 * HEIGHT / (PANELS * PANEL));
   Vec sum[HEIGHT][NT];
   for (int i = 0; i < HEIGHT; ++i)
     for (int n = 0; n < NT; ++n) sum[i][n] = zero();
   for (int64_t begin = 0; begin < depth; begin += LINE) {
-    for (int i = 0; i < HEIGHT; ++i) __builtin_prefetch(ahead[i] + begin);
+    for (int i = 0; i < HEIGHT && !BY_COLUMNS; ++i) __builtin_prefetch(ahead[i] + begin);
     for (int i = 0; i < SHARE; ++i, soon += 16) __builtin_prefetch(soon, 0, 2);  // into the second cache
     const int64_t end = std::min(begin + LINE, depth);
     for (int64_t k = begin; k < end; ++k) {
@@ -51,7 +52,7 @@ static inline void block(const float (*w)[DEPTH], const Weight* const* ahead, in
       for (int n = 0; n < NT; ++n) tokens[n] = load(x + (k * NT + n) * LANES);
 #pragma GCC unroll 8
       for (int i = 0; i < HEIGHT; ++i) {
-        const Vec value = broadcast(w[i][k]);
+        const Vec value = broadcast(w[i * ROW + k * COLUMN]);
 #pragma GCC unroll 8
         for (int n = 0; n < NT; ++n) sum[i][n] = fma(value, tokens[n], sum[i][n]);
       }
@@ -59,18 +60,18 @@ static inline void block(const float (*w)[DEPTH], const Weight* const* ahead, in
   }
   for (int i = 0; i < HEIGHT; ++i)
     for (int n = 0; n < NT; ++n) {
-      float* place = out + (i * NT + n) * LANES;
-      store(place, add(load(place), sum[i][n]));
+      float* place = out + i * stride + n * LANES;
+      store(place, fresh ? sum[i][n] : add(load(place), sum[i][n]));
     }
 }
 
-// Adds the rows of a piece times a tile to y.
+// The same for all rows of a piece.
 template <int NT>
 static void panel_times(const Piece& piece, const Weight* const* ahead, int64_t depth, const float* x,
-                        const float* soon, float* y) {
+                        const float* soon, bool fresh, float* y, int64_t stride) {
   constexpr int64_t width = NT * LANES;
   for (int r = 0; r < PANEL; r += HEIGHT)
-    block<NT>(piece + r, ahead + r, depth, x, soon + r * depth * width / (PANELS * PANEL), y + r * width);
+    block<NT>(piece + r * ROW, ahead + r, depth, x, soon + r * depth * width / (PANELS * PANEL), fresh, y + r * stride, stride);
 }
 
 using Sums = float[PANELS][PANEL * WIDTH];  // of a tile, each [PANEL, tokens]
@@ -86,15 +87,17 @@ struct Strip {
   }
 };
 
-// y[tile - begin][p] = rows of panel p times the tokens of tiles begin to end, which lie in x.
-static void multiply(const Strip& w, const Matrix& of, const Group& g, char* x, int64_t begin, int64_t end, Sums* y) {
+// y[tile - begin][p] = rows of panel p times the tokens of tiles begin to end, which lie in x. Or straight to `out`, if
+// that is given, the panels' rows, stride apart, at tokens.
+static void multiply(const Strip& w, const Matrix& of, const Group& g, char* x, int64_t begin, int64_t end, Sums* y,
+                     float* out = nullptr, int64_t stride = 0) {
   alignas(64) Piece piece[PANELS];
-  for (int64_t t = 0; t < end - begin; ++t) std::fill(y[t][0], y[t][0] + w.count * PANEL * WIDTH, 0.0f);
+  for (int64_t t = 0; t < end - begin && !of.cols; ++t) std::fill(y[t][0], y[t][0] + w.count * PANEL * WIDTH, 0.0f);
   for (int64_t first = 0; first < of.cols; first += DEPTH) {
     const int64_t depth = std::min<int64_t>(DEPTH, of.cols - first);
     const Weight* ahead[PANELS][PANEL];
     for (int p = 0; p < w.count; ++p) {
-      copy_floats(w.now[p], first, depth, piece[p]);
+      copy_floats<DEPTH>(w.now[p], first, depth, piece[p]);
       for (int r = 0; r < PANEL; ++r)
         ahead[p][r] = first + DEPTH < of.cols ? w.now[p].at(r, first + DEPTH) : w.next[p].at(r, 0);
     }
@@ -105,25 +108,37 @@ static void multiply(const Strip& w, const Matrix& of, const Group& g, char* x, 
       const float* soon = other.in(x, of.cols) + (turn ? first + DEPTH : first) * other.width;
       const int64_t vectors = tile.width / LANES;
       const auto times = vectors == 1 ? panel_times<1> : vectors == 2 ? panel_times<2> : panel_times<3>;
-      for (int p = 0; p < w.count; ++p)
+      for (int p = 0; p < w.count; ++p) {
+        float* sums = out ? out + p * PANEL * stride + tile.slot : y[t - begin][p];
         times(piece[p], ahead[p], depth, tile.in(x, of.cols) + first * tile.width,
-              soon + p * depth * tile.width / PANELS, y[t - begin][p]);
+              soon + p * depth * tile.width / PANELS, first == 0, sums, out ? stride : tile.width);
+      }
     }
   }
+}
+
+// 16 rows from one on, LANES columns from c on, of which the rows past `tokens` are zero: x[column * width + row].
+static inline void turn(const Rows& rows, int64_t first, int64_t tokens, int64_t c, float* x, int64_t width) {
+  alignas(64) float lines[16][LANES];
+  for (int64_t t = 0; t < 16; ++t) {
+    if (t < tokens) store(lines[t], load(rows.row(first + t) + c));
+    else store(lines[t], zero());
+  }
+  transpose_from(lines[0], LANES, x, width);
 }
 
 // Rows as a transposed tile for w; zero where there is no row.
 static void gather(const Rows& rows, const Matrix& w, const Group& g, int64_t number, char* out) {
   const Tile tile(g.count, number);
-  const int64_t tokens = std::min(g.count - tile.slot, tile.width);
+  const int64_t tokens = std::min(g.count - tile.slot, tile.width), whole = rows.cols / LANES * LANES;
   float* x = tile.in(out, w.cols);
-  if (tokens < tile.width) std::fill(x, x + w.cols * tile.width, 0.0f);
-  for (int64_t block = 0; block < rows.cols; block += 16)  // sixteen floats are a cache line
-    for (int64_t t = 0; t < tokens; ++t) {
-      const Weight* row = rows.row(tile.slot + t);
-      const int64_t end = std::min<int64_t>(block + 16, rows.cols);
-      for (int64_t c = block; c < end; ++c) x[c * tile.width + t] = to_float(row[c]);
-    }
+  int64_t t = 0;
+  for (; t + 16 <= tile.width; t += 16)
+    for (int64_t c = 0; c < whole; c += LANES)
+      turn(rows, tile.slot + t, tokens - t, c, x + c * tile.width + t, tile.width);
+  for (int64_t other = 0; other < tile.width; ++other)  // what is left: columns, and rows where vectors are short
+    for (int64_t c = other < t ? whole : 0; c < rows.cols; ++c)
+      x[c * tile.width + other] = other < tokens ? to_float(rows.row(tile.slot + other)[c]) : 0.0f;
 }
 
 // Features of panels first to last of h, [columns of down, tokens] for each tile.

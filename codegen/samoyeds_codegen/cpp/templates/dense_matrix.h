@@ -5,6 +5,7 @@ struct Matrix {
   PerExpert<Weight> bias;  // null base and table: no bias
   int64_t bias_step;
   int64_t row_stride, col_stride, rows, cols;
+  const int64_t* places;  // by columns: input i is where column places[i] is; null: in order
 
   int64_t panels() const { return ceil_div(rows, PANEL); }
   bool has_bias() const { return bias.base || bias.table; }

@@ -27,11 +27,11 @@ static inline Vec load_some(const Weight* p, int64_t count) {
 
 // Columns first to first + depth of a panel, as floats.
 template <int DEPTH>
-static void copy_floats(const Panel& w, int64_t first, int64_t depth, float (*out)[DEPTH]) {
-  for (int r = 0; r < PANEL; ++r) {
+static void copy_floats(const Panel& w, int64_t first, int64_t depth, float* out) {
+  for (int r = 0; r < PANEL; ++r, out += DEPTH) {
     const Weight* row = w.rows[r] + first;
     int64_t k = 0;
-    for (; k + LANES <= depth; k += LANES) store(out[r] + k, load(row + k));
-    for (; k < depth; ++k) out[r][k] = to_float(row[k]);
+    for (; k + LANES <= depth; k += LANES) store(out + k, load(row + k));
+    for (; k < depth; ++k) out[k] = to_float(row[k]);
   }
 }

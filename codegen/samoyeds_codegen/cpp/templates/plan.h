@@ -60,3 +60,17 @@ struct Routing {
  private:
   static bool is_expert(const Arguments& a, int64_t slot) { return a.id(slot) >= 0 && a.id(slot) < a.experts; }
 };
+
+// Tiles or panels of a group.
+struct Task {
+  const Group* group;
+  int64_t first, last;
+};
+
+// Tokens that an expert computes at a time, so that their rows stay in the second cache; a multiple of all tiles.
+constexpr int64_t CROWD = 512;
+
+// As many that each thread comes back for more SHARES times, of one matrix alone: one expert may have all tokens.
+static int64_t grain(const Matrix& w, int64_t threads) {
+  return std::clamp<int64_t>(w.panels() / (SHARES * threads), 1, GRAIN);
+}
