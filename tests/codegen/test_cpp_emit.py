@@ -9,12 +9,13 @@ import pytest
 from samoyeds_codegen.cpp.emit import TEMPLATES, emit
 from samoyeds_codegen.cpp.isa import AMX, AVX2, AVX512, ISAS, PAIRS, PORTABLE
 from samoyeds_codegen.cpp.ops import emit_ops
-from samoyeds_codegen.cpp.spec import DenseExpertsSpec, ExpertsSpec
+from samoyeds_codegen.cpp.spec import DenseExpertsSpec, ExpertsSpec, ProductSpec
 from samoyeds_codegen.errors import UnsupportedSpecError
 from samoyeds_codegen.expr import ExpressionError
 
 SPEC = ExpertsSpec("bfloat16", 1, 2, 32, 1, "silu(clamp(gate, None, 7.0)) * up", True)
 DENSE = DenseExpertsSpec("bfloat16", SPEC.activation, True)
+PRODUCTS = [ProductSpec("bfloat16", *each) for each in (("linear", False), ("linear", True), ("outer", True))]
 EXPECTED = Path(__file__).parents[1] / "expected" / "experts_portable.cpp.expected"
 
 
@@ -70,6 +71,15 @@ def test_dense(isa, by_columns: bool) -> None:
     assert f"namespace many = {'amx' if isa in (AMX, PAIRS) else 'gemm'};" in text and "metadata" not in text
 
 
+@pytest.mark.parametrize("spec", PRODUCTS, ids=str)
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+def test_products(isa, spec: ProductSpec) -> None:
+    text = emit(spec, isa)
+    assert text.startswith(f"// Samoyeds experts: {spec}, for {isa.name}.")
+    assert max(map(len, text.splitlines())) <= 120 and "class Block" not in text
+    assert f"using Product = {spec.product.capitalize()};" in text
+
+
 def test_flags() -> None:
     assert PORTABLE.flags == () and AVX2.flags == ("-mavx2", "-mfma")
     assert {"-mavx512f", "-mavx512vl"} <= set(AVX512.flags)
@@ -79,7 +89,7 @@ def test_flags() -> None:
 
 def test_every_template_is_used() -> None:
     dense = DenseExpertsSpec("bfloat16", SPEC.activation, True)
-    specs = (SPEC, replace(SPEC, strips=True), dense, replace(dense, by_columns=True))
+    specs = (SPEC, replace(SPEC, strips=True), dense, replace(dense, by_columns=True), *PRODUCTS)
     texts = [emit_ops(), *(emit(spec, isa) for isa in ISAS for spec in specs)]
     assert all(any(path.read_text().strip() in text for text in texts) for path in TEMPLATES.rglob("*.h"))
 

@@ -32,8 +32,9 @@ static int64_t bytes(int64_t count, const Matrix& w) {
 using Piece = float[PANEL * DEPTH];  // of a panel: [rows, columns], or turned as its weights are
 constexpr int ROW = BY_COLUMNS ? 1 : DEPTH, COLUMN = BY_COLUMNS ? PANEL : 1;  // from one to the next in a piece
 
-// Adds HEIGHT rows of a piece times a tile to out, whose rows are stride apart, or writes them if that is `fresh`. Meanwhile the same columns of the rows `ahead` are fetched, and of
-// the tokens that come next, `soon`, as much as is this block's share.
+// Adds HEIGHT rows of a piece times a tile to out, whose rows are stride apart, or writes them if that is `fresh`.
+// Meanwhile the same columns of the rows `ahead` are fetched, and of the tokens that come next, `soon`, as much as is
+// this block's share.
 template <int NT>
 static inline void block(const float* w, const Weight* const* ahead, int64_t depth, const float* x, const float* soon,
                          bool fresh, float* out, int64_t stride) {
@@ -71,7 +72,8 @@ static void panel_times(const Piece& piece, const Weight* const* ahead, int64_t 
                         const float* soon, bool fresh, float* y, int64_t stride) {
   constexpr int64_t width = NT * LANES;
   for (int r = 0; r < PANEL; r += HEIGHT)
-    block<NT>(piece + r * ROW, ahead + r, depth, x, soon + r * depth * width / (PANELS * PANEL), fresh, y + r * stride, stride);
+    block<NT>(piece + r * ROW, ahead + r, depth, x, soon + r * depth * width / (PANELS * PANEL), fresh, y + r * stride,
+              stride);
 }
 
 using Sums = float[PANELS][PANEL * WIDTH];  // of a tile, each [PANEL, tokens]

@@ -1,7 +1,7 @@
 // out[e] = sum over the slots s of expert e of outer(left[s], right[s]): the derivative of `linear.h` by W.
 //
-// It is a product as well: slots are inputs, the columns of `left` are outputs, and those of `right`, here called lanes,
-// take the place of tokens.
+// It is a product as well: slots are inputs, the columns of `left` are outputs, and those of `right` take the place of
+// tokens.
 
 // What a call is given; every field takes eight bytes.
 struct OuterCall {
@@ -15,8 +15,11 @@ class Outer {
  public:
   explicit Outer(const OuterCall& c) : c_(c) {
     for (int64_t s = 0; s < c.runs.slots(); ++s) tokens_.push_back(c.runs.token(s)), slots_.push_back(s);
-    for (int64_t e = 0; e < c.runs.experts; ++e) groups_.push_back({e, e, c.right.cols, nullptr, false, false, nullptr,
-                                                                    nullptr, nullptr, nullptr});
+    for (int64_t e = 0; e < c.runs.experts; ++e) {
+      Group g{};
+      g.expert = e, g.count = c.right.cols;
+      groups_.push_back(g);
+    }
   }
 
   void run() {
