@@ -83,7 +83,7 @@ def test_columns_of_rows_need_not_be_contiguous():
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"separate": "up"}, "matrix of its own"),
+        ({"packed": True}, "packed matrices of its own"),
         ({"weighting": "input"}, "what goes into"),
         ({"dtype": torch.float64}, "float64"),
     ],

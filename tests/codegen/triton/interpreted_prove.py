@@ -74,4 +74,4 @@ def test_wrong_gradients_are_refused(wrong):
         if wrong == "beyond":
             torch.as_strided(out, (1,), (1,), out.storage_offset() + out.untyped_storage().nbytes() // 4 - 1).zero_()
 
-    assert "gradient" in prove_gradients("float32", Form(), CPU, outer)
+    assert "gradient" in prove_gradients("float32", Form(), CPU, outer=outer)
