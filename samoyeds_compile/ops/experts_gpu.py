@@ -96,7 +96,9 @@ def gpu_spec(
     if isinstance(pattern, str):
         return pattern
     try:
-        return ExpertsSpec(str(compute_dtype).removeprefix("torch."), pattern, activation, gate_up_layout != "none", separate)
+        return ExpertsSpec(
+            str(compute_dtype).removeprefix("torch."), pattern, activation, gate_up_layout != "none", separate
+        )
     except (UnsupportedSpecError, ExpressionError) as error:
         return str(error)
 

@@ -131,7 +131,9 @@ def whole_sides(
     weights = stored if not spec.separate else _apart(op, stored)
     wholes = {name: _side(spec, found, biases[name], rows[name], in_out) for name, found in weights.items()}
     for name, side in wholes.items():
-        _check_side(op, name, side, (wholes["down"].experts, rows[name], width if name == "down" else hidden), spec, x_TH)
+        _check_side(
+            op, name, side, (wholes["down"].experts, rows[name], width if name == "down" else hidden), spec, x_TH
+        )
     return wholes
 
 
