@@ -49,7 +49,8 @@ def gpu_experts_backward(
         wanted: for each of `WANTED` whether it is computed; False for a weight or bias that is absent.
 
     Returns:
-        Those gradients in the order of `WANTED`, in the shapes and dtypes of what they are of; of matrices as one stack. Equal bits in every run.
+        Those gradients in the order of `WANTED`, in the shapes and dtypes of what they are of, and of matrices as
+        one stack. Equal bits in every run.
 
     Raises:
         OperandError: an operand does not fit the others, or weights are packed.

@@ -78,9 +78,7 @@ def assemble(
 
 
 def assemble_plan(capability: int) -> dict[str, Assembled]:
-    """Compile the kernels that are the same for all experts: the work list, the gather and the sum, of bfloat16 rows,
-    and the table of matrices that lie apart.
-    """
+    """Compile what is the same for all experts, for bfloat16 rows: work list, gather, weighted sum, and the table."""
     _require_compiler()
     plan = load_text("plan", emit_plan())
     tiles = _kinds(plan.tiles, OFFSETS="*i32", TILES="*i32", EXPERTS=Constant(128), SLOTS=Constant(64))

@@ -91,7 +91,8 @@ def _sections(spec: KernelSpec) -> dict[str, str]:
     stored = [] if pattern is None else ["    stored = tl.cdiv(cols, VECTOR) * VECTOR"]
     found: dict[str, list[str]] = {name: [] for name in SECTIONS} | {"setup": stored}
     for side in spec.sides:
-        names = {"side": side, "SIDE": side.upper()} | _places(side, spec.experts.separate) | _selected(pattern, side)
+        names = {"side": side, "SIDE": side.upper()}
+        names |= _places(side, spec.experts.separate) | _selected(pattern, side)
         for part in _parts(pattern):
             for name, text in _split(template(part)).items():
                 found[name].append(Template(text).substitute(names))

@@ -55,7 +55,7 @@ class Matrices:
         return self.first.device
 
     @property
-    def mT(self) -> Matrices:  # noqa: N802  as tensors call it
+    def mT(self) -> Matrices:
         """Each matrix transposed."""
         return replace(self, first=self.first.mT)
 

@@ -110,10 +110,9 @@ def _sides(
     whole = whole.mT.contiguous().mT if form.transposed else whole
     parts = [whole[:, i::count] for i in range(count)] if form.interleaved else list(whole.chunk(count, dim=1))
     dense = dict(zip(spec.sides, parts, strict=True))
-    stored: list[Stack] = list(dense.values())
+    stored: list[Stack] = list(parts)
     if spec.experts.separate:
-        lists = [list(part.unbind()) if form.aligned else _scattered(part) for part in stored]
-        stored = list(apart(*lists))
+        stored = list(apart(*(list(part.unbind()) if form.aligned else _scattered(part) for part in parts)))
     return dense, {name: DenseSide(w, b) for name, w, b in zip(spec.sides, stored, bias, strict=True)}
 
 

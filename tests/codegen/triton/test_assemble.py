@@ -65,7 +65,7 @@ def test_gradient(mask, capability):
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_rows_that_were_gathered(pattern):
     """Without an order there is another text to compile."""
-    spec = [k for k in kernels(experts(pattern=pattern)) if k.op == "up"][0]
+    spec = next(k for k in kernels(experts(pattern=pattern)) if k.op == "up")
     check(spec, 90, bias=True, gathered=True)
 
 
