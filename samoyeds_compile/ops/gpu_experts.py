@@ -55,8 +55,8 @@ def gpu_experts(
         x_TH: tokens in the dtype of the weights.
         expert_ids_TK: integers; what is no expert contributes nothing.
         expert_weights_TK: routing weights.
-        gate, up, down: a dense stack each, or dense matrices of all experts (one operand of them makes all be read so), or
-            canonical storage of one (see `PackedWeight`): values, metadata and, if
+        gate, up, down: a dense stack each, or dense matrices of all experts (if one operand is, all are read so),
+            or canonical storage of one (see `PackedWeight`): values, metadata and, if
             n < m, selection. Gate only with layout ``separate``.
         gate_bias_E, up_bias_E, down_bias_E: [E, rows] or [E, 1], floating.
         kernel: dtype, pattern and activation, as `ExpertsSpec.name` of Triton writes them.

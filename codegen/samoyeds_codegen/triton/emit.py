@@ -100,7 +100,7 @@ def _sections(spec: KernelSpec) -> dict[str, str]:
 
 
 def _places(side: str, separate: bool) -> dict[str, str]:
-    """Where an expert's part of each operand begins: by a stride of a stack, or by a table of matrices that lie apart."""
+    """Where an expert's part of each operand begins: by a stride of a stack, or by a table of matrices."""
     found = {}
     for part in PARTS:
         name = side if part == "weight" else f"{side}_{part}"

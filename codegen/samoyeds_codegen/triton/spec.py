@@ -81,6 +81,7 @@ class ExpertsSpec:
 
     def __post_init__(self) -> None:
         _require(self.dtype in DTYPES, f"dtype {self.dtype} is not one of {', '.join(DTYPES)}")
+        _require(not (self.separate and self.pattern), "packed matrices that lie apart have no kernel; pack stacks")
         offered = set(expr.GATED_NAMES) if self.gated else {expr.PLAIN_NAME}
         _require(expr.names(self.activation) <= offered, f"activation {self.activation!r} reads other names")
         to_triton(self.activation)

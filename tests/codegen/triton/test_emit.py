@@ -77,6 +77,7 @@ def test_names_of_specifications():
         (lambda: ExpertsSpec("float32", None, "gelu(x)", True), UnsupportedSpecError),
         (lambda: ExpertsSpec("float32", None, "open(x)", False), ExpressionError),
         (lambda: ExpertsSpec("float32", None, "to(silu(gate), 'bfloat16') * up", True), UnsupportedSpecError),
+        (lambda: replace(SPEC, separate=True), UnsupportedSpecError),
         (lambda: Pattern(3, 4, 32), UnsupportedSpecError),
         (lambda: Pattern(1, 2, 24), UnsupportedSpecError),
         (lambda: Tile(24, 16, 16, 4, 2), UnsupportedSpecError),
