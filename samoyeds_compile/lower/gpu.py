@@ -163,7 +163,7 @@ def _triton_refusal(spec: ExpertsSpec, form: Form, device: torch.device, trains:
         return f"{type(error).__name__}: {error}"
     if device.type != "cuda" and not interpreted:
         return f"they do not run on {device}"
-    return proven(spec, form, device) or (gradients_proven(spec.dtype, form, device) if trains else "")
+    return proven(spec, form, device) or (gradients_proven(spec.dtype, form, device, spec.separate) if trains else "")
 
 
 def _gathered_refusal(spec: ExpertsSpec, form: Form, device: torch.device) -> str:
@@ -180,7 +180,7 @@ def _texts(
     if "triton" in kinds:
         found = {f"triton_{kernel.op}_{number}.py": emit(kernel) for number, kernel in enumerate(kernels(spec))}
         if trains:
-            backward = enumerate(kernels(plain(spec.dtype)))
+            backward = enumerate(kernels(plain(spec.dtype, spec.separate)))
             found |= {f"triton_backward_{kernel.op}_{number}.py": emit(kernel) for number, kernel in backward}
             found["triton_backward_weights.py"] = emit_gradients()
     for each in candidates(spec, tuple(k for k in kinds if k in ("mma", "wgmma")), device.capability):

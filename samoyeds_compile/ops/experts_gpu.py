@@ -83,8 +83,11 @@ def gpu_spec(
 ) -> ExpertsSpec | str:
     """The kernels that compute experts with these operands, or why there are none."""
     weights = [*gate_E, *up_E, *down_E]
-    if not all(is_stack(ws) for ws in (gate_E, up_E, down_E) if ws):
-        return "every expert has a matrix of its own; kernels read stacks [E, ...]"
+    separate = not all(is_stack(ws) for ws in (gate_E, up_E, down_E) if ws)
+    if separate and any(isinstance(w, PackedTensor) for w in weights):
+        return "every expert has packed matrices of its own; kernels of packed weights read stacks [E, ...]"
+    if any(w.stride() != ws[0].stride() for ws in (gate_E, up_E, down_E) for w in ws):
+        return "the matrices of the experts differ in strides"
     if any(w.dtype != compute_dtype for w in weights):
         return f"weights are not {compute_dtype}, in which the block computes"
     if weighting != "output":
@@ -93,7 +96,9 @@ def gpu_spec(
     if isinstance(pattern, str):
         return pattern
     try:
-        return ExpertsSpec(str(compute_dtype).removeprefix("torch."), pattern, activation, gate_up_layout != "none")
+        return ExpertsSpec(
+            str(compute_dtype).removeprefix("torch."), pattern, activation, gate_up_layout != "none", separate
+        )
     except (UnsupportedSpecError, ExpressionError) as error:
         return str(error)
 
@@ -108,7 +113,7 @@ def weight_form(
 ) -> Form:
     """What else about the operands makes Triton compile another kernel, for `prove`."""
     in_out, dense = weight_layout == "in_out", not isinstance(up_E[0], PackedTensor)
-    sizes = [*up_E[0].shape[1:], in_width(down_E, in_out), out_width(down_E, in_out)]
+    sizes = [*up_E[0].shape[-2:], in_width(down_E, in_out), out_width(down_E, in_out)]
     return Form(
         aligned=all(size % 16 == 0 for size in sizes),
         transposed=dense and up_E[0].stride(-2 if in_out else -1) != 1,

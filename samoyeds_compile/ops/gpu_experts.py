@@ -7,17 +7,20 @@ Under Triton's interpreter it runs on CPU tensors. Its derivative is `gpu_expert
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from samoyeds_codegen.errors import UnsupportedSpecError
 from samoyeds_codegen.expr import GATED_NAMES
 from samoyeds_codegen.gpu.device import device_of
-from samoyeds_codegen.triton.operands import DenseSide, PackedSide, Side
+from samoyeds_codegen.triton.matrices import Matrices, apart
+from samoyeds_codegen.triton.operands import DenseSide, PackedSide, Side, Stack
 from samoyeds_codegen.triton.prove import on
 from samoyeds_codegen.triton.spec import ExpertsSpec, Pattern
 from samoyeds_compile.ops.library import bad_operand, define_opaque
+from samoyeds_compile.ops.operands import check_weights
 from samoyeds_compile.sparsity.config import SparsityConfig
 from samoyeds_compile.sparsity.pack import packed_shapes
 
@@ -46,13 +49,14 @@ def gpu_experts(
     kinds: str,
     gathers: int = 0,
 ) -> Tensor:
-    """``moe_experts`` on stacks of weights, whose routing weights multiply what the experts give.
+    """``moe_experts`` whose routing weights multiply what the experts give.
 
     Args:
         x_TH: tokens in the dtype of the weights.
         expert_ids_TK: integers; what is no expert contributes nothing.
         expert_weights_TK: routing weights.
-        gate, up, down: a dense stack each, or canonical storage of one (see `PackedWeight`): values, metadata and, if
+        gate, up, down: a dense stack each, or dense matrices of all experts (if one operand is, all are read so),
+            or canonical storage of one (see `PackedWeight`): values, metadata and, if
             n < m, selection. Gate only with layout ``separate``.
         gate_bias_E, up_bias_E, down_bias_E: [E, rows] or [E, 1], floating.
         kernel: dtype, pattern and activation, as `ExpertsSpec.name` of Triton writes them.
@@ -80,7 +84,7 @@ def gpu_experts(
         OP, spec, x_TH, expert_ids_TK, expert_weights_TK, gate, up, down, gate_bias_E, up_bias_E, down_bias_E, width,
         gate_up_layout, weight_layout,
     )  # fmt: skip
-    last, experts, hidden = wholes["down"], down[0].shape[0], x_TH.shape[1]
+    last, experts, hidden = wholes["down"], wholes["down"].experts, x_TH.shape[1]
     sides = {name: side for name, side in wholes.items() if name != "down"}
     if gate_up_layout in BOTH:
         sides = {name: wholes["up"].half(i, gate_up_layout == "interleaved") for i, name in enumerate(GATED_NAMES)}
@@ -125,13 +129,26 @@ def whole_sides(
     biases = {"gate": gate_bias_E, "up": up_bias_E, "down": down_bias_E}
     stored = {"gate": gate, "up": up, "down": down} if gate_up_layout == "separate" else {"up": up, "down": down}
     rows = {"gate": width, "up": 2 * width if gate_up_layout in BOTH else width, "down": hidden}
-    wholes = {name: _side(spec, tensors, biases[name], rows[name], in_out) for name, tensors in stored.items()}
+    weights = stored if not spec.separate else _apart(op, stored)
+    wholes = {name: _side(spec, found, biases[name], rows[name], in_out) for name, found in weights.items()}
     for name, side in wholes.items():
-        _check_side(op, name, side, (down[0].shape[0], rows[name], width if name == "down" else hidden), spec, x_TH)
+        _check_side(
+            op, name, side, (wholes["down"].experts, rows[name], width if name == "down" else hidden), spec, x_TH
+        )
     return wholes
 
 
-def _side(spec: ExpertsSpec, stored: Sequence[Tensor], bias: Tensor | None, rows: int, in_out: bool) -> Side:
+def _apart(op: str, stored: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Matrices]]:
+    """Matrices that lie apart, with one table for all of them."""
+    for name, matrices in stored.items():
+        check_weights(op, name, matrices)
+    try:
+        return {name: [found] for name, found in zip(stored, apart(*stored.values()), strict=True)}
+    except UnsupportedSpecError as error:
+        raise bad_operand(op, "/".join(stored), str(error), "use moe_experts") from error
+
+
+def _side(spec: ExpertsSpec, stored: Sequence[Stack], bias: Tensor | None, rows: int, in_out: bool) -> Side:
     if bias is not None:
         bias = bias.expand(-1, rows)
     if spec.pattern is None:

@@ -17,6 +17,7 @@ from samoyeds_codegen.triton.prove import on
 from samoyeds_codegen.triton.spec import ExpertsSpec
 from samoyeds_compile.ops.gpu_experts import whole_sides
 from samoyeds_compile.ops.library import bad_operand, define_opaque, register_autograd
+from samoyeds_compile.ops.operands import is_stack, num_experts, weight_grads
 
 OP = "gpu_experts_backward"
 WANTED = ("x", "expert_weights", "gate", "up", "down", "gate_bias", "up_bias", "down_bias")
@@ -44,11 +45,12 @@ def gpu_experts_backward(
 
     Args:
         grad_TH: the gradient of its result, floating.
-        x_TH ... weight_layout: its operands; weights are dense stacks.
+        x_TH ... weight_layout: its operands; weights are dense, stacks or matrices.
         wanted: for each of `WANTED` whether it is computed; False for a weight or bias that is absent.
 
     Returns:
-        Those gradients in the order of `WANTED`, in the shapes and dtypes of what they are of. Equal bits in every run.
+        Those gradients in the order of `WANTED`, in the shapes and dtypes of what they are of, and of matrices as
+        one stack. Equal bits in every run.
 
     Raises:
         OperandError: an operand does not fit the others, or weights are packed.
@@ -80,7 +82,8 @@ def _names(wanted: Sequence[bool]) -> list[str]:
 
 
 def _firsts(*operands: Sequence[Tensor]) -> list[Tensor | None]:
-    return [weights[0] if weights else None for weights in operands]
+    """A tensor of the shape of each operand, as a stack."""
+    return [weights[0].expand(num_experts(weights), -1, -1) if weights else None for weights in operands]
 
 
 def _fake(grad_TH: Tensor, x_TH: Tensor, ids_TK: Tensor, weights_TK: Tensor, *rest: Any) -> list[Tensor]:
@@ -106,7 +109,10 @@ def _backward(ctx: Any, grad_TH: Tensor) -> tuple[Any, ...]:
     wanted = [needs_x, needs_weights, *(any(of) for of in needs[:3]), *needs[3:]]
     found = iter(torch.ops.samoyeds.gpu_experts_backward(grad_TH, x, ids, weights, *parts, *rest, *ctx.options, wanted))
     grads = [next(found) if is_wanted else None for is_wanted in wanted]
-    stacks = [[grad, *[None] * (size - 1)][:size] for grad, size in zip(grads[2:5], ctx.sizes, strict=True)]
+    stacks = [
+        [None] * len(of) if grad is None else weight_grads(grad, is_stack(weights), of)
+        for grad, of, weights in zip(grads[2:5], needs[:3], parts, strict=True)
+    ]
     options = len(ctx.needs_input_grad) - 9  # those with a default may not have been passed
     return grads[0], None, grads[1], *stacks, *grads[5:], *[None] * options
 

@@ -43,9 +43,10 @@ def test_block(pattern, dtype, hidden, width):
 
 
 @torch.no_grad()
-def test_same_bits_in_a_cuda_graph():
+@pytest.mark.parametrize("separate", ["", "up,down"], ids=["stack", "matrices"])
+def test_same_bits_in_a_cuda_graph(separate):
     """Captured with one routing and replayed with another; no call waits for the device."""
-    args = operands(0, 40, 2, 4, 64, 96, "concatenated", "out_in", True, torch.bfloat16)
+    args = operands(0, 40, 2, 4, 64, 96, "concatenated", "out_in", True, torch.bfloat16, separate=separate)
     args = [[t.cuda() for t in a] if isinstance(a, list) else a.cuda() if torch.is_tensor(a) else a for a in args]
 
     def call():

@@ -16,6 +16,7 @@ from samoyeds_codegen.gpu.cost import Block
 from samoyeds_codegen.gpu.device import device_of
 from samoyeds_codegen.gpu.weights import matrix
 from samoyeds_codegen.triton.kernel import combine, projection, work_list
+from samoyeds_codegen.triton.matrices import apart
 from samoyeds_codegen.triton.operands import DenseSide, PackedSide, Side
 from samoyeds_codegen.triton.spec import ExpertsSpec, KernelSpec, Pattern
 
@@ -61,7 +62,8 @@ class Trial:
     def _side(self, rows: int, cols: int) -> Side:
         experts, pattern = self.block.experts, self.spec.pattern
         if pattern is None:
-            return DenseSide(torch.empty(experts, rows, cols, dtype=self._dtype, device=self.device).normal_())
+            stack = torch.empty(experts, rows, cols, dtype=self._dtype, device=self.device).normal_()
+            return DenseSide(apart([stack])[0] if self.spec.separate else stack)
         return self._packed(pattern, experts, rows, cols)
 
     def _packed(self, p: Pattern, experts: int, rows: int, cols: int) -> PackedSide:

@@ -12,9 +12,10 @@ from typing import Any
 
 from samoyeds_codegen.errors import CompilationError
 from samoyeds_codegen.triton.build import load_text
-from samoyeds_codegen.triton.emit import emit, emit_gradients, emit_plan
+from samoyeds_codegen.triton.emit import emit, emit_gradients, emit_plan, emit_table
 from samoyeds_codegen.triton.gradients import OUTER
 from samoyeds_codegen.triton.kernel import COMBINED_COLS, interprets
+from samoyeds_codegen.triton.matrices import ALIGNED
 from samoyeds_codegen.triton.spec import KernelSpec
 
 CAPABILITIES = (80, 90, 100)
@@ -23,7 +24,8 @@ SECONDS = 60
 UNALIGNED = ("tiles", "top_k", "experts")
 """Whole numbers that are no multiples of 16 as a rule."""
 _POINTERS = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
-_STORED = {"VALUES": None, "METADATA": "*i16", "SELECTION": "*u8", "ORDER": "*i64", "TILES": "*i32"}
+_STORED = {"VALUES": None, "METADATA": "*i16", "SELECTION": "*u8", "ORDER": "*i64", "TILES": "*i32", "TABLE": "*i64"}
+_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,9 @@ Kind = str | Constant
 """What a parameter is: a type as Triton writes it, or a value."""
 
 
-def assemble(spec: KernelSpec, capability: int, bias: bool = False, contiguous: str = "col") -> Assembled:
+def assemble(
+    spec: KernelSpec, capability: int, bias: bool = False, contiguous: str = "col", gathered: bool = False
+) -> Assembled:
     """Compile a projection for a compute capability (90 for 9.0), with all sizes and strides multiples of 16.
 
     Args:
@@ -62,24 +66,30 @@ def assemble(spec: KernelSpec, capability: int, bias: bool = False, contiguous: 
         capability: of the target.
         bias: whether the projections have biases.
         contiguous: the dimension of a dense weight whose stride is 1, ``row`` or ``col``.
+        gathered: whether rows come in slot order, so that there is no order to read.
 
     Raises:
         CompilationError: there is no Triton, it interprets, or it or its assembler refuses the kernel.
     """
     _require_compiler()
     function = load_text(spec.op, emit(spec)).project
-    kinds = {name: _kind(name, spec, bias, contiguous) for name in function.arg_names}
+    kinds = {name: _kind(name, spec, bias, contiguous, gathered) for name in function.arg_names}
     return _assemble(function, kinds, spec.tile.warps, spec.tile.stages, capability)
 
 
 def assemble_plan(capability: int) -> dict[str, Assembled]:
-    """Compile the kernels that are the same for all experts: the work list and the weighted sum, of bfloat16 rows."""
+    """Compile what is the same for all experts, for bfloat16 rows: work list, gather, weighted sum, and the table."""
     _require_compiler()
     plan = load_text("plan", emit_plan())
     tiles = _kinds(plan.tiles, OFFSETS="*i32", TILES="*i32", EXPERTS=Constant(128), SLOTS=Constant(64))
     combine = _kinds(plan.combine, Y="*bf16", SLOT="*i64", WEIGHTS="*fp32", OFFSETS="*i32", OUT="*bf16",
                      COLS=Constant(COMBINED_COLS), weights_k=Constant(1))  # fmt: skip
+    gather = _kinds(plan.gather, X="*bf16", ORDER="*i64", OFFSETS="*i32", OUT="*bf16", COLS=Constant(COMBINED_COLS))
+    table = load_text("table", emit_table()).table
+    numbers = {name: "i64" for name in table.arg_names} | {"TABLE": "*i64"}
     return {
+        "gather": _assemble(plan.gather, gather, 4, 3, capability),
+        "table": _assemble(table, numbers, 1, 3, capability),
         "tiles": _assemble(plan.tiles, tiles, 1, 1, capability),
         "combine": _assemble(plan.combine, combine, 4, 3, capability),
     }
@@ -115,7 +125,11 @@ def _assemble(function: Any, kinds: Mapping[str, Kind], warps: int, stages: int,
 
     constants = {name: kind.value for name, kind in kinds.items() if isinstance(kind, Constant)}
     signature = {name: "constexpr" if isinstance(kind, Constant) else kind for name, kind in kinds.items()}
-    aligned = [i for i, name in enumerate(kinds) if name not in constants and name not in UNALIGNED]
+    aligned = [
+        i
+        for i, name in enumerate(kinds)
+        if name not in constants and name not in UNALIGNED and not name.startswith("number_")
+    ]
     attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
     options = {"num_warps": warps, "num_stages": stages}
     try:
@@ -126,11 +140,15 @@ def _assemble(function: Any, kinds: Mapping[str, Kind], warps: int, stages: int,
     return _read(compiled.asm["cubin"], compiled.metadata.shared)
 
 
-def _kind(name: str, spec: KernelSpec, bias: bool, contiguous: str) -> Kind:
+def _kind(name: str, spec: KernelSpec, bias: bool, contiguous: str, gathered: bool) -> Kind:
     """The type of a parameter, or the value that Triton would specialise on."""
     value = _POINTERS[spec.experts.dtype]
     if name == "UPCAST":
         return Constant(False)
+    if name == "ORDER" and gathered:
+        return Constant(None)
+    if name.endswith("_unit"):
+        return Constant(ALIGNED // _SIZES[spec.experts.dtype])
     if name.endswith("_BIAS") and not bias:
         return Constant(None)
     if name.endswith(f"_{contiguous}") and spec.experts.pattern is None:

@@ -13,7 +13,12 @@ from samoyeds_codegen.triton.activation import called, to_triton
 from samoyeds_codegen.triton.spec import KernelSpec, Pattern
 
 TEMPLATES = Path(__file__).parent / "templates"
+TABLE_WIDTH = 128
+"""Numbers that one launch writes."""
+TABLE_LINE = 4
 SECTIONS = ("parameters", "setup", "step", "finish")
+PARTS = ("weight", "values", "metadata", "selection")
+"""What weights are stored as."""
 _GATHER = (
     "x_row = slot",
     "if ORDER is not None:",
@@ -34,6 +39,18 @@ def emit(spec: KernelSpec) -> str:
 def emit_plan() -> str:
     """Triton of what is the same for all experts: ``tiles``, the work list, ``gather``, and ``combine``."""
     return _file("plan: work list, gather and weighted sum", [template(t) for t in ("tiles", "gather", "combine")])
+
+
+def emit_table() -> str:
+    """Triton of ``table``, which writes its arguments into memory."""
+    names = [f"number_{i}" for i in range(TABLE_WIDTH)]
+    lines = [names[i : i + TABLE_LINE] for i in range(0, TABLE_WIDTH, TABLE_LINE)]
+    holes = {
+        "width": str(TABLE_WIDTH),
+        "parameters": "\n".join(f"    {' '.join(f'{name}: tl.int64,' for name in line)}" for line in lines),
+        "stores": "\n".join(f"    tl.store(TABLE + {i}, {name})" for i, name in enumerate(names)),
+    }
+    return _file("table: numbers into memory", [Template(template("table")).substitute(holes)])
 
 
 def emit_gradients() -> str:
@@ -74,11 +91,25 @@ def _sections(spec: KernelSpec) -> dict[str, str]:
     stored = [] if pattern is None else ["    stored = tl.cdiv(cols, VECTOR) * VECTOR"]
     found: dict[str, list[str]] = {name: [] for name in SECTIONS} | {"setup": stored}
     for side in spec.sides:
-        names = {"side": side, "SIDE": side.upper()} | _selected(pattern, side)
+        names = {"side": side, "SIDE": side.upper()}
+        names |= _places(side, spec.experts.separate) | _selected(pattern, side)
         for part in _parts(pattern):
             for name, text in _split(template(part)).items():
                 found[name].append(Template(text).substitute(names))
     return {name: "\n".join(texts) for name, texts in found.items()}
+
+
+def _places(side: str, separate: bool) -> dict[str, str]:
+    """Where an expert's part of each operand begins: by a stride of a stack, or by a table of matrices."""
+    found = {}
+    for part in PARTS:
+        name = side if part == "weight" else f"{side}_{part}"
+        if separate:
+            found[f"where_{part}"] = f"{name.upper()}_TABLE, {name}_unit: tl.constexpr"
+            found[f"begin_{part}"] = f"tl.load({name.upper()}_TABLE + expert) * {name}_unit"
+        else:
+            found[f"where_{part}"], found[f"begin_{part}"] = f"{name}_expert", f"expert * {name}_expert"
+    return found
 
 
 def _parts(pattern: Pattern | None) -> list[str]:

@@ -16,7 +16,8 @@ from torch import Tensor
 from samoyeds_codegen.triton.build import load_text
 from samoyeds_codegen.triton.emit import emit_gradients
 from samoyeds_codegen.triton.kernel import interprets, projection, work_list
-from samoyeds_codegen.triton.operands import DenseSide
+from samoyeds_codegen.triton.matrices import Matrices
+from samoyeds_codegen.triton.operands import DenseSide, Stack
 from samoyeds_codegen.triton.select import choose
 from samoyeds_codegen.triton.spec import ExpertsSpec, KernelSpec, Tile
 
@@ -24,9 +25,9 @@ OUTER = {"half": Tile(64, 32, 64, 4, 3), "full": Tile(32, 16, 32, 4, 3)}
 """Rows, slots and columns of the gradient of a weight, for 16 and 32 bit dtypes."""
 
 
-def plain(dtype: str) -> ExpertsSpec:
-    """Projections of a dtype without an activation."""
-    return ExpertsSpec(dtype, None, "x", False)
+def plain(dtype: str, separate: bool = False) -> ExpertsSpec:
+    """Projections of a dtype without an activation, by stacks or by matrices that lie apart."""
+    return ExpertsSpec(dtype, None, "x", False, separate)
 
 
 def project_tokens(
@@ -42,23 +43,23 @@ def project_tokens(
         offsets_E: int32, where each expert's slots end.
         out_SO: columns contiguous.
     """
-    spec, slots = plain(_name(side.weight)), order_S.shape[0]
+    spec, slots = _spec(side.weight), order_S.shape[0]
     tile = choose(spec, slots, offsets_E.shape[0]).up
     tiles = work_list(offsets_E, slots, tile.slots)
     projection(KernelSpec("up", spec, tile))(x_TH, order_S, top_k, tiles, {"up": side}, out_SO)
 
 
-def row_gradient(grad_SO: Tensor, weight_EOI: Tensor, offsets_E: Tensor, out_SI: Tensor) -> None:
+def row_gradient(grad_SO: Tensor, weight_EOI: Stack, offsets_E: Tensor, out_SI: Tensor) -> None:
     """``grad @ W[e]`` for the slots of each expert e; other rows of ``out_SI`` stay as they are.
 
     Args:
         grad_SO: in slot order, columns contiguous, in the dtype of the weight.
-        weight_EOI: by any strides, with zeros where a mask thins it out.
+        weight_EOI: by any strides, with zeros where a mask thins it out; or matrices that lie apart.
         offsets_E: int32, where each expert's slots end.
         out_SI: columns contiguous.
     """
     slots, experts = grad_SO.shape[0], weight_EOI.shape[0]
-    spec = plain(_name(weight_EOI))
+    spec = _spec(weight_EOI)
     tile = choose(spec, slots, experts).down
     sides = {"down": DenseSide(weight_EOI.mT)}
     tiles = work_list(offsets_E, slots, tile.slots)
@@ -98,7 +99,11 @@ def weight_gradient(
     )  # fmt: skip
 
 
-def _name(tensor: Tensor) -> str:
+def _spec(weight: Stack) -> ExpertsSpec:
+    return plain(_name(weight), isinstance(weight, Matrices))
+
+
+def _name(tensor: Stack) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 

@@ -7,7 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from samoyeds_codegen.triton.matrices import Matrices
 from samoyeds_codegen.triton.spec import Pattern
+
+Stack = Tensor | Matrices
+"""Matrices of all experts: [E, rows, cols], or each wherever it lies."""
 
 
 @dataclass(frozen=True)
@@ -15,12 +19,17 @@ class DenseSide:
     """A dense weight of all experts.
 
     Attributes:
-        weight: [E, rows, cols] by any strides; gate and up of one parameter are two views of it.
+        weight: [E, rows, cols] by any strides; gate and up of one parameter are two views of it. Or matrices apart.
         bias: [E, rows], floating, by any strides; None if there is none.
     """
 
-    weight: Tensor
+    weight: Stack
     bias: Tensor | None = None
+
+    @property
+    def experts(self) -> int:
+        """E."""
+        return self.weight.shape[0]
 
     @property
     def rows(self) -> int:
@@ -28,7 +37,7 @@ class DenseSide:
         return self.weight.shape[1]
 
     @property
-    def stored(self) -> dict[str, Tensor]:
+    def stored(self) -> dict[str, Stack]:
         """What a kernel reads, but for the bias."""
         return {"weight": self.weight}
 
@@ -39,13 +48,14 @@ class DenseSide:
 
     def arguments(self, side: str) -> dict[str, Any]:
         """Pointer and strides."""
-        strides = dict(zip((f"{side}_expert", f"{side}_row", f"{side}_col"), self.weight.stride(), strict=True))
-        return {side.upper(): self.weight, **strides, **_bias(side, self.bias)}
+        first, where = _place(side, self.weight)
+        row, col = first.stride()[-2:]
+        return where | {f"{side}_row": row, f"{side}_col": col} | _bias(side, self.bias)
 
 
 @dataclass(frozen=True)
 class PackedSide:
-    """A packed weight of all experts, in canonical storage (see ``PackedWeight``).
+    """A packed weight of all experts, in canonical storage (see ``PackedWeight``), in stacks or apart.
 
     Attributes:
         values: [E, R, C / 2], rows contiguous; R may be the part of a stack that is the gate, or the up projection.
@@ -57,16 +67,21 @@ class PackedSide:
         bias: [E, rows]; None if there is none.
     """
 
-    values: Tensor
-    metadata: Tensor
-    selection: Tensor | None
+    values: Stack
+    metadata: Stack
+    selection: Stack | None
     pattern: Pattern
     rows: int
     first_block: int = 0
     bias: Tensor | None = None
 
     @property
-    def stored(self) -> dict[str, Tensor]:
+    def experts(self) -> int:
+        """E."""
+        return self.values.shape[0]
+
+    @property
+    def stored(self) -> dict[str, Stack]:
         """What a kernel reads, but for the bias."""
         found = {"values": self.values, "metadata": self.metadata, "selection": self.selection}
         return {name: tensor for name, tensor in found.items() if tensor is not None}
@@ -81,8 +96,8 @@ class PackedSide:
         start, count = block * self.pattern.n, -(-rows // self.pattern.m) * self.pattern.n
         return replace(
             self,
-            values=self.values.narrow(1, start, count),
-            metadata=self.metadata.narrow(1, start, count),
+            values=_narrow(self.values, start, count),
+            metadata=_narrow(self.metadata, start, count),
             rows=rows,
             first_block=block,
             bias=None if bias is None else _half(bias, index, alternate),
@@ -92,8 +107,8 @@ class PackedSide:
         """Pointers and strides."""
         found: dict[str, Any] = {}
         for name, tensor in self.stored.items():
-            found[f"{side}_{name}".upper()] = tensor
-            found[f"{side}_{name}_expert"], found[f"{side}_{name}_row"] = tensor.stride()[:2]
+            first, where = _place(f"{side}_{name}", tensor)
+            found |= where | {f"{side}_{name}_row": first.stride(-2)}
         if self.selection is not None:
             found[f"{side}_first_block"] = self.first_block
         return found | _bias(side, self.bias)
@@ -102,8 +117,21 @@ class PackedSide:
 Side = DenseSide | PackedSide
 
 
-def _half(tensor: Tensor, index: int, alternate: bool) -> Tensor:
+def _place(name: str, of: Stack) -> tuple[Tensor, dict[str, Any]]:
+    """A tensor with the strides of an expert's matrix, and what says where each of them begins."""
+    if isinstance(of, Matrices):
+        return of.first, {name.upper(): of.first, f"{name.upper()}_TABLE": of.table, f"{name}_unit": of.unit}
+    return of, {name.upper(): of, f"{name}_expert": of.stride(0)}
+
+
+def _narrow(of: Stack, start: int, rows: int) -> Stack:
+    return of.narrow(start, rows) if isinstance(of, Matrices) else of.narrow(1, start, rows)
+
+
+def _half(tensor: Any, index: int, alternate: bool) -> Any:
     """Half of the rows of [E, rows, ...]."""
+    if isinstance(tensor, Matrices):
+        return tensor.half(index, alternate)
     return tensor[:, index::2] if alternate else tensor.chunk(2, dim=1)[index]
 
 

@@ -17,12 +17,14 @@ Outer = Callable[[Tensor, Tensor, Tensor | None, int, Tensor, Tensor | None, Ten
 
 
 @functools.lru_cache(maxsize=256)
-def gradients_proven(dtype: str, form: Form, device: torch.device) -> str:
+def gradients_proven(dtype: str, form: Form, device: torch.device, separate: bool = False) -> str:
     """As `prove_gradients`; a process asks each device once."""
-    return prove_gradients(dtype, form, device)
+    return prove_gradients(dtype, form, device, separate)
 
 
-def prove_gradients(dtype: str, form: Form, device: torch.device, outer: Outer = weight_gradient) -> str:
+def prove_gradients(
+    dtype: str, form: Form, device: torch.device, separate: bool = False, outer: Outer = weight_gradient
+) -> str:
     """Why the kernels of a backward on dense weights are not to be used on a device; an empty text if they may be.
 
     They are projections without an activation, by the weights as they lie and transposed, and sums over slots.
@@ -31,9 +33,10 @@ def prove_gradients(dtype: str, form: Form, device: torch.device, outer: Outer =
         dtype: of rows and weights.
         form: of the weights.
         device: where they lie.
+        separate: whether every expert has matrices of its own.
         outer: computes the gradient of a weight.
     """
-    spec, whole = plain(dtype), replace(form, interleaved=False)
+    spec, whole = plain(dtype, separate), replace(form, interleaved=False)
     if why := prove(spec, whole, device) or prove(spec, replace(whole, transposed=not form.transposed), device):
         return why
     try:

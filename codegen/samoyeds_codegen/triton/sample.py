@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from samoyeds_codegen import expr
-from samoyeds_codegen.triton.operands import DenseSide, PackedSide, Side
+from samoyeds_codegen.triton.matrices import apart
+from samoyeds_codegen.triton.operands import DenseSide, PackedSide, Side, Stack
 from samoyeds_codegen.triton.spec import KernelSpec, Pattern
 
 EXPERTS = 3
@@ -109,7 +110,21 @@ def _sides(
     whole = whole.mT.contiguous().mT if form.transposed else whole
     parts = [whole[:, i::count] for i in range(count)] if form.interleaved else list(whole.chunk(count, dim=1))
     dense = dict(zip(spec.sides, parts, strict=True))
-    return dense, {name: DenseSide(w, b) for (name, w), b in zip(dense.items(), bias, strict=True)}
+    stored: list[Stack] = list(parts)
+    if spec.experts.separate:
+        stored = list(apart(*(list(part.unbind()) if form.aligned else _scattered(part) for part in parts)))
+    return dense, {name: DenseSide(w, b) for name, w, b in zip(spec.sides, stored, bias, strict=True)}
+
+
+def _scattered(stack: Tensor) -> list[Tensor]:
+    """Its matrices, in memory of their own, the last one first and with odd gaps; strides stay what they are."""
+    experts, (rows, cols) = stack.shape[0], stack.stride()[1:]
+    size = 1 + sum((n - 1) * step for n, step in zip(stack.shape[1:], (rows, cols), strict=True))
+    memory = stack.new_empty(experts * (size + 3))
+    found = [memory.as_strided(stack.shape[1:], (rows, cols), e * (size + 3) + 1) for e in reversed(range(experts))]
+    for mine, given in zip(found, stack, strict=True):
+        mine.copy_(given)
+    return found
 
 
 def _packed(

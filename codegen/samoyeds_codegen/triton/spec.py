@@ -12,6 +12,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 PATTERNS = ((1, 1), (1, 2), (2, 4))
 VECTORS = (16, 32, 64, 128)
 OPS = ("up", "down")
+SEPARATE = "-matrices"
+"""Ends the word of a name that says whether there is a gate."""
 LEAST_TILE = 16
 """No side of a product in Triton may be smaller."""
 
@@ -64,6 +66,7 @@ class ExpertsSpec:
         pattern: of packed weights; None if they are dense.
         activation: an expression of `samoyeds_codegen.expr`, computed in float32.
         gated: whether there is a gate, so that the expression reads ``gate`` and ``up``, not ``x``.
+        separate: whether every expert has matrices of its own, which lie anywhere; else weights are stacks.
 
     Raises:
         UnsupportedSpecError: there is no kernel for it.
@@ -74,9 +77,11 @@ class ExpertsSpec:
     pattern: Pattern | None
     activation: str
     gated: bool
+    separate: bool = False
 
     def __post_init__(self) -> None:
         _require(self.dtype in DTYPES, f"dtype {self.dtype} is not one of {', '.join(DTYPES)}")
+        _require(not (self.separate and self.pattern), "packed matrices that lie apart have no kernel; pack stacks")
         offered = set(expr.GATED_NAMES) if self.gated else {expr.PLAIN_NAME}
         _require(expr.names(self.activation) <= offered, f"activation {self.activation!r} reads other names")
         to_triton(self.activation)
@@ -88,18 +93,21 @@ class ExpertsSpec:
         """What ops call it: one text."""
         p = self.pattern
         pattern = "dense" if p is None else f"{p.n}:{p.m}:{p.vector}:{p.group}"
-        return f"{self.dtype} {pattern} {'gated' if self.gated else 'plain'} {self.activation}"
+        form = f"{'gated' if self.gated else 'plain'}{SEPARATE if self.separate else ''}"
+        return f"{self.dtype} {pattern} {form} {self.activation}"
 
     @classmethod
     def named(cls, name: str) -> ExpertsSpec:
         """Inverse of `name`."""
         dtype, pattern, form, activation = name.split(" ", 3)
         found = None if pattern == "dense" else Pattern(*map(int, pattern.split(":")))
-        return cls(dtype, found, activation, form == "gated")
+        gated, separate = form.removesuffix(SEPARATE) == "gated", form.endswith(SEPARATE)
+        return cls(dtype, found, activation, gated, separate)
 
     def __str__(self) -> str:
         """One line for reports."""
-        return f"{self.dtype} {self.pattern or 'dense'} {expr.display_name(self.activation)}"
+        pattern = f"{self.pattern or 'dense'}{' matrices' if self.separate else ''}"
+        return f"{self.dtype} {pattern} {expr.display_name(self.activation)}"
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,45 @@ def test_packed(layout, weight_layout, config):
     assert_right(packed, dense)
 
 
+SEPARATE = [("concatenated", "up,down"), ("interleaved", "up"), ("separate", "gate,up,down"), ("none", "down")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("weight_layout", ["out_in", "in_out"])
+@pytest.mark.parametrize(("layout", "separate"), SEPARATE)
+def test_matrices_that_lie_apart(layout, separate, weight_layout, dtype):
+    """A stack beside them is read as matrices as well."""
+    args = operands(1, 6, 2, 3, 24, 20, layout, weight_layout, True, dtype, separate=separate)
+    assert_right(args, tolerance=1e-5 if dtype == torch.float32 else 3e-2)
+
+
+def test_a_matrix_that_is_replaced_is_followed():
+    """No table is kept from call to call."""
+    args = operands(1, 6, 2, 3, 24, 20, "separate", "out_in", False, separate="gate,up,down")
+    assert_right(args)
+    args[4][1] = torch.randn(20, 24)
+    assert_right(args)
+
+
+def test_matrices_of_different_strides_are_refused():
+    args = operands(1, 6, 2, 3, 24, 20, "separate", "out_in", False, separate="gate,up,down")
+    args[4][1] = args[4][1].t().contiguous().t()
+    assert "differ in strides" in gpu_spec(*args[3:6], *args[9:], torch.float32)
+    kernel = spec_of("float32", None, ACTIVATIONS["separate"]).name.replace("gated", "gated-matrices")
+    with pytest.raises(OperandError, match="differ in shape, strides"):
+        torch.ops.samoyeds.gpu_experts(*args[:9], kernel, 20, "separate", "out_in", torch.float32, "triton")
+
+
+def test_packed_matrices_that_lie_apart_are_refused():
+    config = SparsityConfig(1, 2, 32)
+    _, args = packed_operands(operands(4, 5, 2, 3, 32, 32, "concatenated", "out_in", False), config)
+    _, apart = packed_operands(
+        operands(4, 5, 2, 3, 32, 32, "concatenated", "out_in", False, separate="up,down"), config
+    )
+    assert not isinstance(gpu_spec(*args[3:6], *args[9:], torch.float32), str)
+    assert "packed matrices of its own" in gpu_spec(*apart[3:6], *apart[9:], torch.float32)
+
+
 def test_half_precision():
     dense, packed = packed_operands(
         operands(2, 5, 2, 3, 40, 36, "concatenated", "out_in", True, torch.bfloat16), SparsityConfig(1, 2, 32)
@@ -83,7 +122,6 @@ def test_columns_of_rows_need_not_be_contiguous():
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"separate": "up"}, "matrix of its own"),
         ({"weighting": "input"}, "what goes into"),
         ({"dtype": torch.float64}, "float64"),
     ],

@@ -1,5 +1,7 @@
 """Kernels prove themselves on a device, here the CPU of Triton's interpreter. Run by test_interpreter.py."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -19,6 +21,18 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("pattern", [None, Pattern(1, 1, 32), Pattern(1, 2, 32, 16), Pattern(2, 4, 32)], ids=str)
 def test_right_kernels_are_proven(pattern, form):
     assert prove(spec_of("float32", pattern), form, CPU) == ""
+
+
+@pytest.mark.parametrize("form", [Form(), Form(False, True, True, True)], ids=["aligned", "ragged"])
+def test_matrices_that_lie_apart_are_proven(form):
+    """And a table that is read wrongly is refused."""
+    spec = replace(spec_of("float32"), separate=True)
+    assert prove(spec, form, CPU) == "" == prove_gradients("float32", form, CPU, True)
+
+    def load(kernel):
+        return Projection(kernel, emit(kernel).replace("_TABLE + expert", "_TABLE + 0 * expert"))
+
+    assert "up float32 dense matrices" in prove(spec, form, CPU, load)
 
 
 def test_half_precision_is_proven():
@@ -74,4 +88,4 @@ def test_wrong_gradients_are_refused(wrong):
         if wrong == "beyond":
             torch.as_strided(out, (1,), (1,), out.storage_offset() + out.untyped_storage().nbytes() // 4 - 1).zero_()
 
-    assert "gradient" in prove_gradients("float32", Form(), CPU, outer)
+    assert "gradient" in prove_gradients("float32", Form(), CPU, outer=outer)

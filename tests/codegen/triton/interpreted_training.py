@@ -10,7 +10,7 @@ from samoyeds_compile.errors import OperandError
 from samoyeds_compile.ops import gpu_gradients
 from tests.codegen.triton.cases import spec_of
 from tests.codegen.triton.training import IDS, OPS, block, case, check, check_frozen
-from tests.ops.operands import ACTIVATIONS, leaves_of, results
+from tests.ops.operands import ACTIVATIONS, leaves_of, operands, results
 
 OPERANDS = {"x": 0, "router": 2, "gate": 3, "up": 4, "down": 5, "gate_bias": 6, "up_bias": 7, "down_bias": 8}
 
@@ -19,6 +19,22 @@ OPERANDS = {"x": 0, "router": 2, "gate": 3, "up": 4, "down": 5, "gate_bias": 6, 
 @pytest.mark.parametrize(("layout", "weight_layout"), list(itertools.product(ACTIVATIONS, ["out_in", "in_out"])))
 def test_gradients(layout, weight_layout, bias):
     check(case(layout, weight_layout, bias))
+
+
+@pytest.mark.parametrize("weight_layout", ["out_in", "in_out"])
+@pytest.mark.parametrize(
+    ("layout", "separate"), [("concatenated", "up,down"), ("interleaved", "down"), ("separate", "gate,up,down")]
+)
+def test_matrices_that_lie_apart(layout, separate, weight_layout):
+    """Each gets its part of the gradient; with one of them frozen the others get theirs."""
+    args = operands(1, 5, 2, 5, 24, 20, layout, weight_layout, True, separate=separate)
+    check(args)
+    leaves, whole = leaves_of(args), leaves_of(args)
+    leaves[5][1] = leaves[5][1].detach()
+    for each in (leaves, whole):
+        block(each).sum().backward()
+    assert leaves[5][1].grad is None
+    assert all(torch.equal(leaves[5][e].grad, whole[5][e].grad) for e in (0, 2, 3, 4))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -74,8 +90,8 @@ def test_operands_only_are_kept():
     args, saved = leaves_of(case()), []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         block(args)
-    operands = {t.data_ptr() for t in torch.utils._pytree.tree_leaves(args) if torch.is_tensor(t)}
-    assert saved and {t.data_ptr() for t in saved} <= operands
+    given = {t.data_ptr() for t in torch.utils._pytree.tree_leaves(args) if torch.is_tensor(t)}
+    assert saved and {t.data_ptr() for t in saved} <= given
 
 
 def test_same_bits_in_every_run():
@@ -103,9 +119,9 @@ def test_gradient_of_any_strides():
 def test_opcheck(layout):
     args = leaves_of(case(layout))
     kernel = spec_of("float32", None, ACTIVATIONS[layout]).name
-    operands = (*args[:9], kernel, 20, layout, "out_in")
-    torch.library.opcheck(OPS.gpu_experts.default, (*operands, torch.float32, "triton"))
-    frozen = (torch.ones(5, 24), *leaves_of(operands, requires_grad=False))
+    given = (*args[:9], kernel, 20, layout, "out_in")
+    torch.library.opcheck(OPS.gpu_experts.default, (*given, torch.float32, "triton"))
+    frozen = (torch.ones(5, 24), *leaves_of(given, requires_grad=False))
     wanted = [layout == "separate" or not name.startswith("gate") for name in OPERANDS]
     torch.library.opcheck(
         OPS.gpu_experts_backward.default, (*frozen, wanted),

@@ -3,6 +3,7 @@
 ``make test-slow`` compiles all that may be chosen; the others are a few of each kind.
 """
 
+import dataclasses
 import importlib.util
 import re
 
@@ -59,6 +60,24 @@ def test_gradient(mask, capability):
     found = assemble_gradient("bfloat16", capability, mask)
     assert found.stack == 0 and found.shared <= SMALLEST_SHARED
     assert any(name in found.sass for name in PRODUCT[capability])
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_rows_that_were_gathered(pattern):
+    """Without an order there is another text to compile."""
+    spec = next(k for k in kernels(experts(pattern=pattern)) if k.op == "up")
+    check(spec, 90, bias=True, gathered=True)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("op", ["up", "down"])
+def test_matrices_that_lie_apart(op, capability):
+    """As many bytes at once as of a stack: a table counts in units that the compiler knows."""
+    largest = [k for k in kernels(dataclasses.replace(experts(), separate=True)) if k.op == op][-1]
+    found = check(largest, capability)
+    wide = re.compile(r"LDGSTS\.E\.\S*128|LDG\.E\.\S*128")
+    stacked = assemble(dataclasses.replace(largest, experts=experts()), capability)
+    assert len(wide.findall(found.sass)) >= len(wide.findall(stacked.sass)) > 0
 
 
 def test_plan():

@@ -2,13 +2,14 @@
 
 import ast
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from samoyeds_codegen.errors import UnsupportedSpecError
 from samoyeds_codegen.expr import ExpressionError
-from samoyeds_codegen.triton.emit import TEMPLATES, emit, emit_gradients, emit_plan
+from samoyeds_codegen.triton.emit import TEMPLATES, emit, emit_gradients, emit_plan, emit_table
 from samoyeds_codegen.triton.index import selection_row, stored_rows
 from samoyeds_codegen.triton.select import candidates, choose, kernels
 from samoyeds_codegen.triton.spec import ExpertsSpec, KernelSpec, Pattern, Tile
@@ -45,7 +46,12 @@ def test_readable(op, pattern):
 def test_every_template_is_used():
     """By its longest line without a hole."""
     specs = [ExpertsSpec("float32", pattern, "gelu(gate) * up", True) for pattern in PATTERNS]
-    texts = [emit_plan(), emit_gradients(), *(emit(KernelSpec(op, s, TILE)) for op in ("up", "down") for s in specs)]
+    texts = [
+        emit_plan(),
+        emit_gradients(),
+        emit_table(),
+        *(emit(KernelSpec(op, s, TILE)) for op in ("up", "down") for s in specs),
+    ]
     for path in TEMPLATES.glob("*.txt"):
         lines = [line for line in path.read_text().splitlines() if "$" not in line and not line.startswith("[")]
         whole = max(lines, key=len, default="")
@@ -54,7 +60,12 @@ def test_every_template_is_used():
 
 def test_names_of_specifications():
     """Ops look kernels up by them; spaces in the activation stay."""
-    for spec in (SPEC, PLAIN, ExpertsSpec("float16", Pattern(2, 4, 64, 16), "gelu(gate, 'tanh') * up", True)):
+    for spec in (
+        SPEC,
+        PLAIN,
+        replace(PLAIN, separate=True),
+        ExpertsSpec("float16", Pattern(2, 4, 64, 16), "gelu(gate, 'tanh') * up", True),
+    ):
         assert ExpertsSpec.named(spec.name) == spec
     assert str(KernelSpec("up", SPEC, TILE)) == f"up bfloat16 1:2:32+2:4 {ACTIVATION}, tile 32x16x32 w4 s3"
 
@@ -66,6 +77,7 @@ def test_names_of_specifications():
         (lambda: ExpertsSpec("float32", None, "gelu(x)", True), UnsupportedSpecError),
         (lambda: ExpertsSpec("float32", None, "open(x)", False), ExpressionError),
         (lambda: ExpertsSpec("float32", None, "to(silu(gate), 'bfloat16') * up", True), UnsupportedSpecError),
+        (lambda: replace(SPEC, separate=True), UnsupportedSpecError),
         (lambda: Pattern(3, 4, 32), UnsupportedSpecError),
         (lambda: Pattern(1, 2, 24), UnsupportedSpecError),
         (lambda: Tile(24, 16, 16, 4, 2), UnsupportedSpecError),
