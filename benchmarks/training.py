@@ -6,8 +6,9 @@ The models of the quick start with random weights, in train mode. ``dense`` trai
 with experts that `make_trainable_` masked to 1:2:32 (masters stay dense, so both arms compute dense products). The
 arms take turns on the same weights, each step with tokens that no step had before: routing, and with it the number of
 rows of each expert, is new in every step, as it is in training. A turn is some steps, of which the first does not
-count: it meets memory as the other arm left it, and in training nobody comes between two steps. Gradients are new memory in every step
-(``zero_grad(set_to_none=True)``, PyTorch's default). The step of an optimizer is left out: it is the same code.
+count: it meets memory as the other arm left it, and in training nobody comes between two steps. Gradients are new
+memory in every step (``zero_grad(set_to_none=True)``, PyTorch's default). The step of an optimizer is left out: it is
+the same code.
 
 Ratios above 1 mean that Samoyeds is faster, or that it takes less memory. Memory is what the process held at most in a
 step (VmHWM, Linux only) above what it held before: activations, gradients of all parameters, and what is in passing.
