@@ -56,6 +56,17 @@ def outer(left: Rows, right: Rows, offsets_E: Tensor) -> Tensor | None:
     return out_ELR
 
 
+def matrix_product(x_NI: Tensor, matrix: Tensor, in_out: bool, out_NO: Tensor) -> bool:
+    """Write ``x @ matrix.T``, or ``x @ matrix`` if ``in_out``, into ``out``, contiguous rows; whether a kernel did."""
+    if not _are_plain([x_NI, matrix], x_NI.dtype) or (by_columns := _order([matrix], in_out)) is None:
+        return False
+    if (kernel := _kernel(x_NI.dtype, "linear", by_columns)) is None:
+        return False
+    end_1 = torch.full((1,), x_NI.shape[0], dtype=torch.int32)
+    kernel.linear(_lines(x_NI), Runs(end_1), [matrix], in_out, out_NO)
+    return True
+
+
 def _tensor(rows: Rows) -> Tensor:
     return rows.x_TH if isinstance(rows, TokenRows) else rows
 

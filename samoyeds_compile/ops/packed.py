@@ -5,14 +5,24 @@ Both give what the dense weight would give. `samoyeds_compile.sparsity.tensor.Pa
 
 from __future__ import annotations
 
+import functools
+import logging
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from samoyeds_codegen.cpp.unpack import UnpackKernel, UnpackSpec, unpack_kernel
+from samoyeds_codegen.errors import KernelError
+from samoyeds_compile.huge_pages import on_huge_pages
+from samoyeds_compile.ops import cpu_products
 from samoyeds_compile.ops.library import define_opaque
 from samoyeds_compile.sparsity.config import SparsityConfig
 from samoyeds_compile.sparsity.pack import PackedWeight
 from samoyeds_compile.sparsity.pack import unpack as unpack_weight
 from samoyeds_compile.sparsity.strips import from_strips
+
+logger = logging.getLogger(__name__)
 
 
 def unpack(
@@ -21,6 +31,10 @@ def unpack(
     strips: bool,
 ) -> Tensor:  # fmt: skip
     """The dense weight [..., rows, cols] of storage (see `PackedWeight`), in strips or canonical."""
+    if (kernel := _kernel(values, n, m, vector, inner, group, strips)) is not None:
+        out = on_huge_pages(values.new_empty(*values.shape[:-2], rows, cols))
+        kernel(values, metadata, selection, out)
+        return out
     return unpack_weight(_packed(values, metadata, selection, n, m, vector, inner, group, rows, cols, strips))
 
 
@@ -47,13 +61,38 @@ def packed_grouped_mm(
         weight = unpack(values, metadata, selection, *pattern)
         return torch._grouped_mm(x_SI, weight if in_out else weight.transpose(-2, -1), offs=offsets_E)
     out_SO = x_SI.new_zeros(x_SI.shape[0], cols if in_out else rows)
-    start = 0
+    kernel = _kernel(values, n, m, vector, inner, group, strips)
+    scratch, start = values.new_empty(rows, cols), 0  # one matrix is in memory, of whichever expert
     for expert, end in enumerate(offsets_E.tolist()):
         if end > start:
-            matrix = unpack(values[expert], _of(metadata, expert), _of(selection, expert), *pattern)
-            torch.mm(x_SI[start:end], matrix if in_out else matrix.t(), out=out_SO[start:end])
+            kept, codes, choice = values[expert], _of(metadata, expert), _of(selection, expert)
+            if kernel is None:
+                matrix = unpack(kept, codes, choice, *pattern)
+            else:
+                kernel(kept, codes, choice, matrix := scratch)
+            if not cpu_products.matrix_product(x_SI[start:end], matrix, in_out, out_SO[start:end]):
+                torch.mm(x_SI[start:end], matrix if in_out else matrix.t(), out=out_SO[start:end])
         start = max(start, end)
     return out_SO
+
+
+def _kernel(
+    values: Tensor, n: int, m: int, vector: int, inner: str, group: int, strips: bool
+) -> UnpackKernel | None:  # fmt: skip
+    """What unpacks on a CPU; without a compiler PyTorch does, which takes ten times as long."""
+    if values.device.type != "cpu" or not values.is_contiguous():
+        return None
+    return _loaded(values.element_size(), n, m, vector, group, inner == "2:4", strips)
+
+
+@functools.cache
+def _loaded(*spec: Any) -> UnpackKernel | None:
+    """A kernel, if there is one; a process asks once, as a compiler that fails takes its time each time."""
+    try:
+        return unpack_kernel(UnpackSpec(*spec))
+    except KernelError as error:
+        logger.warning("samoyeds: PyTorch unpacks weights: %s", error)
+        return None
 
 
 def _of(stack: Tensor | None, expert: int) -> Tensor | None:

@@ -10,6 +10,7 @@ from samoyeds_codegen.cpp.emit import TEMPLATES, emit
 from samoyeds_codegen.cpp.isa import AMX, AVX2, AVX512, ISAS, PAIRS, PORTABLE
 from samoyeds_codegen.cpp.ops import emit_ops
 from samoyeds_codegen.cpp.spec import DenseExpertsSpec, ExpertsSpec, ProductSpec
+from samoyeds_codegen.cpp.unpack import UnpackSpec
 from samoyeds_codegen.errors import UnsupportedSpecError
 from samoyeds_codegen.expr import ExpressionError
 
@@ -80,6 +81,14 @@ def test_products(isa, spec: ProductSpec) -> None:
     assert f"using Product = {spec.product.capitalize()};" in text
 
 
+def test_unpack() -> None:
+    text = UnpackSpec(2, 1, 2, 32, 16, inner=True, strips=False).text
+    assert text.startswith("// Samoyeds unpack: 1:2:32+2:4/16 of 2 bytes.") and "uint16_t" in text
+    assert max(map(len, text.splitlines())) <= 120
+    with pytest.raises(UnsupportedSpecError, match="3 bytes"):
+        UnpackSpec(3, 1, 2, 32, 1, inner=True, strips=False)
+
+
 def test_flags() -> None:
     assert PORTABLE.flags == () and AVX2.flags == ("-mavx2", "-mfma")
     assert {"-mavx512f", "-mavx512vl"} <= set(AVX512.flags)
@@ -90,7 +99,8 @@ def test_flags() -> None:
 def test_every_template_is_used() -> None:
     dense = DenseExpertsSpec("bfloat16", SPEC.activation, True)
     specs = (SPEC, replace(SPEC, strips=True), dense, replace(dense, by_columns=True), *PRODUCTS)
-    texts = [emit_ops(), *(emit(spec, isa) for isa in ISAS for spec in specs)]
+    unpack = UnpackSpec(4, 1, 2, 32, 1, inner=True, strips=True).text
+    texts = [emit_ops(), unpack, *(emit(spec, isa) for isa in ISAS for spec in specs)]
     assert all(any(path.read_text().strip() in text for text in texts) for path in TEMPLATES.rglob("*.h"))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from samoyeds_codegen.build import find_compiler
 
-CASES = ("test_sparse_experts.py", "test_dense_experts.py", "test_cpu_products.py")
+CASES = ("test_sparse_experts.py", "test_dense_experts.py", "test_cpu_products.py", "test_unpack.py")
 FLAGS = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
 
 
