@@ -122,6 +122,7 @@ def product_kernel(spec: ProductSpec) -> ProductKernel:
     """
     if usable_isas(spec.dtype)[0] == PORTABLE:
         raise UnsupportedSpecError("dense kernels need AVX2 or AVX-512, which this machine lacks")
+    ops_library()  # counts threads in each call
     return ProductKernel(spec)
 
 

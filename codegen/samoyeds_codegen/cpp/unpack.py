@@ -108,4 +108,5 @@ def unpack_kernel(spec: UnpackSpec) -> UnpackKernel:
     Raises:
         KernelError: there is none; asked again, it is tried again.
     """
+    ops_library()  # counts threads in each call
     return UnpackKernel(spec)

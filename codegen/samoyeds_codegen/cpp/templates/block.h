@@ -54,11 +54,7 @@ class Block {
       const int64_t first = routing.ends[size_t(e)], count = routing.ends[size_t(e) + 1] - first;
       if (!count) continue;
       if (!found.empty()) found.back().next_expert = e;
-      const bool few = a.is_few(count);
-      const int64_t parts = few ? 1 : ceil_div(count, CROWD), each = round_up(ceil_div(count, parts), 64);
-      for (int64_t begin = 0; begin < count; begin += each)
-        found.push_back({e, e, std::min(each, count - begin), routing.slots.data() + first + begin, few, false, nullptr,
-                         nullptr, nullptr, nullptr});
+      add_groups(found, e, routing.slots.data() + first, count, a.is_few(count));
     }
     return found;
   }

@@ -15,7 +15,10 @@ class Linear {
  public:
   explicit Linear(const LinearCall& c) : c_(c), a_(arguments(c)) {
     for (int64_t s = 0; s < c.runs.slots(); ++s) slots_.push_back({c.runs.token(s), 1.0f});
-    for (int64_t e = 0; e < c.runs.experts; ++e) add(e, c.runs.first(e), c.runs.count(e));
+    for (int64_t e = 0; e < c.runs.experts; ++e) {
+      const int64_t count = c.runs.count(e);
+      if (count) add_groups(groups_, e, slots_.data() + c.runs.first(e), count, a_.is_few(count));
+    }
   }
 
   void run() {
@@ -35,16 +38,6 @@ class Linear {
     return a;
   }
 
-  // The slots of an expert, as many at a time as its kernel takes.
-  void add(int64_t expert, int64_t first, int64_t count) {
-    if (!count) return;
-    const bool few = a_.is_few(count);
-    const int64_t parts = few ? 1 : ceil_div(count, CROWD), each = round_up(ceil_div(count, parts), 64);
-    for (int64_t begin = 0; begin < count; begin += each)
-      groups_.push_back({expert, expert, std::min(each, count - begin), slots_.data() + first + begin, few, true,
-                         nullptr, nullptr, nullptr, c_.out + (first + begin) * c_.rows});
-  }
-
   // Of rows and, where tokens are few, of what they give.
   int64_t bytes(const Group& g) const {
     if (!g.few) return many::bytes(g.count, a_.up);
@@ -56,6 +49,7 @@ class Linear {
     const int64_t step = grain(a_.up, c_.threads);
     for (size_t i = begin; i < end; ++i) {
       Group& g = groups_[i];
+      g.h_rows = c_.out + (g.slots - slots_.data()) * c_.rows;
       g.x = next, g.h = g.few ? next + round_up(dot::bytes(g.count, a_.up), 64) : next;
       next += bytes(g);
       for (int64_t t = 0; t < (g.few ? 1 : many::tiles(g)); ++t) tiles.push_back({&g, t, t + 1});

@@ -70,6 +70,14 @@ struct Task {
 // Tokens that an expert computes at a time, so that their rows stay in the second cache; a multiple of all tiles.
 constexpr int64_t CROWD = 512;
 
+// Groups of the slots of an expert.
+static void add_groups(std::vector<Group>& groups, int64_t expert, const Slot* slots, int64_t count, bool few) {
+  const int64_t parts = few ? 1 : ceil_div(count, CROWD), each = round_up(ceil_div(count, parts), 64);
+  for (int64_t begin = 0; begin < count; begin += each)
+    groups.push_back({expert, expert, std::min(each, count - begin), slots + begin, few, few, nullptr, nullptr, nullptr,
+                      nullptr});
+}
+
 // As many that each thread comes back for more SHARES times, of one matrix alone: one expert may have all tokens.
 static int64_t grain(const Matrix& w, int64_t threads) {
   return std::clamp<int64_t>(w.panels() / (SHARES * threads), 1, GRAIN);
