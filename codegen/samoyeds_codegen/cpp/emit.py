@@ -27,7 +27,7 @@ def emit(spec: Spec, isa: Isa) -> str:
         constants, many = _packed_constants(spec), isa.many
         weights, kernels = _packed_weights(spec, isa), _packed_kernels(spec, isa)
     else:
-        constants, many = _dense_constants(spec), "amx" if isa.unit else "gemm"
+        constants, many = _dense_constants(spec), _many(spec, isa)
         order = "columns" if spec.by_columns else "rows"
         weights, kernels = ["dense_matrix.h", isa.header, f"dense_{order}.h"], _dense_kernels(spec, order, isa)
     parts = [
@@ -43,6 +43,13 @@ def emit(spec: Spec, isa: Isa) -> str:
         *_driver(spec, isa),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _many(spec: DenseExpertsSpec | ProductSpec, isa: Isa) -> str:
+    """The kernel for experts with many tokens, as a namespace."""
+    if isinstance(spec, ProductSpec) and spec.product == "linear" and spec.by_columns and isa.unit != "amx":
+        return "wide"
+    return "amx" if isa.unit else "gemm"
 
 
 def _driver(spec: Spec, isa: Isa) -> list[str]:
@@ -88,6 +95,8 @@ def _row(spec: Spec, isa: Isa) -> str:
 def _dense_kernels(spec: DenseExpertsSpec | ProductSpec, order: str, isa: Isa) -> list[str]:
     rows = [] if spec.by_columns else [f"dense_rows_{_kept(spec, isa)}.h"]
     few = [*rows, f"dense_{order}_dot.h", *(["dot_panels.h"] if rows else [])]
+    if _many(spec, isa) == "wide":
+        return [*few, f"linear_wide_{'pairs' if isa.pairs else 'floats'}.h", "linear_wide.h"]
     if not isa.unit:
         return [*few, "dense_gemm.h"]
     tiles = ["amx_sizes.h", f"{isa.unit}_unit.h", "amx_tiles.h", "dense_panels.h", f"dense_{order}_amx.h"]
