@@ -32,6 +32,18 @@ def close(actual: Any, expected: Any) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+def close_where_rounded(actual: list[Any], expected: list[Any]) -> None:
+    """Of blocks that round on their way: sums in another order may round to the neighbour, here and there."""
+    torch.testing.assert_close(actual, expected, rtol=2e-2, atol=2e-2)
+    pairs = [pair for pair in zip(actual, expected, strict=True) if pair != (None, None)]
+    for a, e in pairs:
+        assert (a.double() - e.double()).abs().median() < 1e-5  # most are off where a rounding is lost or added
+
+
+def rounds(edit: object) -> bool:
+    return any(dtype in str(edit) for dtype in ("half()", "bfloat16()"))
+
+
 # ------------------------------------------------------------------------------- families of transformers
 
 
@@ -228,12 +240,14 @@ def assert_understood(block: Block) -> None:
     assert all(b.rewritten or b.reason for b in report.blocks)
 
 
-def compare(block: Block, arguments: list[Tensor] | None = None, writes: bool = False) -> Report:
+def compare(
+    block: Block, arguments: list[Tensor] | None = None, writes: bool = False, near: Callable[..., None] = close
+) -> Report:
     """What the backend reports of the block; its results were equal to those of eager."""
     arguments, observe = arguments or operands(), results_of_writes if writes else results
     expected = observe(block, arguments)
     forward, report = compiled(block)
-    close(observe(forward, arguments), expected)
+    near(observe(forward, arguments), expected)
     assert len(report.graphs) == 1
     return report
 
@@ -323,7 +337,8 @@ def test_activation_that_is_none(block: Block, edit: str) -> None:
 @pytest.mark.parametrize("edit", ROW_WISE)
 def test_other_activations(block: Block, edit: str) -> None:
     """Unusual, but row by row: written down as an expression or carried along."""
-    assert_rewritten(compare(edited(block, ACTIVATION, ROW_WISE[edit])))
+    near = close_where_rounded if rounds(ROW_WISE[edit]) else close
+    assert_rewritten(compare(edited(block, ACTIVATION, ROW_WISE[edit]), near=near))
 
 
 @pytest.mark.parametrize("block", [grouped, gathered])
@@ -493,7 +508,9 @@ def test_grouped_understood(edit: str) -> None:
 
 @pytest.mark.parametrize("edit", GROUPED_REWRITTEN)
 def test_grouped_written_otherwise(edit: str) -> None:
-    assert_rewritten(compare(edited(grouped, *GROUPED_REWRITTEN[edit]), writes="tokens changed" in edit))
+    near = close_where_rounded if rounds(GROUPED_REWRITTEN[edit]) else close
+    changed = edited(grouped, *GROUPED_REWRITTEN[edit])
+    assert_rewritten(compare(changed, writes="tokens changed" in edit, near=near))
 
 
 GATHERED_DECLINED = {

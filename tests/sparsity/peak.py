@@ -54,5 +54,5 @@ if __name__ == "__main__":
     order.SWEEPS = 2  # a round takes as much as many
     given = json.loads(sys.argv[1])
     measure(8, 512, 512, given)
-    found = [measure(8, 512, 512, given) for _ in range(3)]
+    found = [measure(16, 512, 512, given) for _ in range(3)]
     print(json.dumps({key: min(run[key] for run in found) for key in found[0]}))
