@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ WEIGHTS = ("dense", "masked")
 PATTERN = SparsityConfig(1, 2, 32)
 LENGTH = 128
 """Of a sequence; as many of them as make the number of tokens."""
-WARM_UP, PEAKS = 3, 3
+WARM_UP, PEAKS = 3, 11
 """Steps that do not count, and steps whose peak is taken."""
 TURN = 3
 """Steps of a turn that count."""
@@ -90,16 +91,20 @@ def step_of(forward: Callable[..., Any], model: PreTrainedModel, inputs: Iterato
     return step
 
 
-def peak_of(step: Step, model: PreTrainedModel) -> float:
-    """MiB above what the process held before, at most; the median of some steps."""
-    found = []
+def peaks_of(arms: dict[str, Step], model: PreTrainedModel) -> dict[str, float]:
+    """MiB that each arm held at most above what the process held before; medians of steps that take turns.
+
+    What a step leaves to the allocator differs from step to step, and the next one starts with it.
+    """
+    found: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(PEAKS):
-        model.zero_grad(set_to_none=True)
-        before = resident()
-        forget_peak()
-        step()
-        found.append(resident(peak=True) - before)
-    return sorted(found)[PEAKS // 2]
+        for name, step in arms.items():
+            model.zero_grad(set_to_none=True)
+            before = resident()
+            forget_peak()
+            step()
+            found[name].append(resident(peak=True) - before)
+    return {name: statistics.median(peaks) for name, peaks in found.items()}
 
 
 def measure(point: Point, threads: int, seconds: float) -> Row:
@@ -121,7 +126,7 @@ def measure(point: Point, threads: int, seconds: float) -> Row:
     if not report.blocks or not all(block.rewritten for block in report.blocks):
         raise RuntimeError(f"{point}: only {len(report.rewritten)} blocks were rewritten")
     timing = alternate({name: timer(step, threads) for name, step in arms.items()}, threads, seconds)
-    return row_of(point, timing, {name: peak_of(step, model) for name, step in arms.items()})
+    return row_of(point, timing, peaks_of(arms, model))
 
 
 def timer(step: Step, threads: int) -> Callable[[], float]:

@@ -21,7 +21,7 @@ from samoyeds_codegen.gpu.device import Device, device_of
 from samoyeds_codegen.gpu.results import of_block
 from samoyeds_codegen.gpu.tune import tune
 from samoyeds_codegen.triton.emit import emit, emit_gradients
-from samoyeds_codegen.triton.gradients import plain
+from samoyeds_codegen.triton.gradients import backward_kernels, plain
 from samoyeds_codegen.triton.kernel import interprets
 from samoyeds_codegen.triton.prove import proven
 from samoyeds_codegen.triton.prove_gradients import gradients_proven
@@ -99,9 +99,8 @@ def gpu_kernels(
     if isinstance(spec, str):
         return GpuKernels("", spec)
     trains = torch.is_grad_enabled()
-    if trains and spec.pattern is not None:
-        why = "gradients are enabled, which kernels of packed weights lack; compile and run under torch.no_grad()"
-        return GpuKernels("", why)
+    if trains and spec.pattern is not None and any(w.requires_grad for w in (*gate, *up, *down)):
+        return GpuKernels("", "gradients of packed weights are wanted, which kernels do not compute; freeze them")
     device, in_out = up[0].device, weight_layout == "in_out"
     form = weight_form(gate, up, down, gate_up_layout, weight_layout, bias)
     block = Block(num_experts(up), out_width(down, in_out), in_width(down, in_out))
@@ -153,6 +152,8 @@ def _refusal(kind: str, spec: ExpertsSpec, form: Form, device: torch.device, tra
         return _triton_refusal(spec, form, device, trains)
     if device.type != "cuda":
         return f"they do not run on {device}"
+    if trains and (why := _triton_refusal(spec, form, device, trains)):
+        return f"their gradients are Triton kernels: {why}"
     return proven_apart(spec, kind, form, device, device_of(device))
 
 
@@ -163,7 +164,7 @@ def _triton_refusal(spec: ExpertsSpec, form: Form, device: torch.device, trains:
         return f"{type(error).__name__}: {error}"
     if device.type != "cuda" and not interpreted:
         return f"they do not run on {device}"
-    return proven(spec, form, device) or (gradients_proven(spec.dtype, form, device, spec.separate) if trains else "")
+    return proven(spec, form, device) or (gradients_proven(plain(spec), form, device) if trains else "")
 
 
 def _gathered_refusal(spec: ExpertsSpec, form: Form, device: torch.device) -> str:
@@ -180,7 +181,7 @@ def _texts(
     if "triton" in kinds:
         found = {f"triton_{kernel.op}_{number}.py": emit(kernel) for number, kernel in enumerate(kernels(spec))}
         if trains:
-            backward = enumerate(kernels(plain(spec.dtype, spec.separate)))
+            backward = enumerate(backward_kernels(spec))
             found |= {f"triton_backward_{kernel.op}_{number}.py": emit(kernel) for number, kernel in backward}
             found["triton_backward_weights.py"] = emit_gradients()
     for each in candidates(spec, tuple(k for k in kinds if k in ("mma", "wgmma")), device.capability):

@@ -56,9 +56,8 @@ def experts_gpu(
     biases = (gate_bias_E, up_bias_E, down_bias_E)
     weights = (gate_E, up_E, down_E)
     spec = gpu_spec(*weights, activation, gate_up_layout, weight_layout, weighting, compute_dtype)
-    # Packed weights have no gradient kernels: by the transposed weight, sub-rows are chosen along the sum.
-    operands = [x_TH, expert_weights_TK, *gate_E, *up_E, *down_E, *biases]
-    if isinstance(spec, str) or (spec.pattern is not None and needs_gradients(operands)):
+    # Kernels give packed weights no gradient of their own; they are frozen, wherever this package packs them.
+    if isinstance(spec, str) or (spec.pattern is not None and needs_gradients([*gate_E, *up_E, *down_E])):
         return torch.ops.samoyeds.moe_experts(  # type: ignore[no-any-return]
             x_TH, expert_ids_TK, expert_weights_TK, *weights, *biases, activation, gate_up_layout, weight_layout,
             weighting, compute_dtype, out_dtype,
@@ -84,8 +83,6 @@ def gpu_spec(
     """The kernels that compute experts with these operands, or why there are none."""
     weights = [*gate_E, *up_E, *down_E]
     separate = not all(is_stack(ws) for ws in (gate_E, up_E, down_E) if ws)
-    if separate and any(isinstance(w, PackedTensor) for w in weights):
-        return "every expert has packed matrices of its own; kernels of packed weights read stacks [E, ...]"
     if any(w.stride() != ws[0].stride() for ws in (gate_E, up_E, down_E) for w in ws):
         return "the matrices of the experts differ in strides"
     if any(w.dtype != compute_dtype for w in weights):
@@ -137,7 +134,8 @@ def _pattern(
         return f"there is no kernel for the pattern {config}"
     if any(w.form.flipped != in_out for w in packed):
         return "the sum runs over the rows of the packed matrices"
-    if [w.form.interleaved for w in packed] != [False] * len(gate_E) + [gate_up_layout == "interleaved", False]:
+    alternates = [*[False] * len(gate_E), *[gate_up_layout == "interleaved"] * len(up_E), *[False] * len(down_E)]
+    if [w.form.interleaved for w in packed] != alternates:
         return "gate and up rows alternate in packed storage, or do not where they should"
     if gate_up_layout in ("concatenated", "interleaved") and packed[0].form.rows // 2 % config.m:
         return f"the first up row lies within a block of {config.m} rows"
@@ -148,11 +146,12 @@ def _pattern(
 
 
 def _stored(weights: Sequence[Tensor]) -> list[Tensor]:
-    """A dense stack, or values, metadata and, if it is stored, selection of a packed one."""
-    if not weights or not isinstance(weights[0], PackedTensor):
+    """Dense weights, or values, metadata and, if it is stored, selection of packed ones: all values come first."""
+    packed = [w.packed for w in weights if isinstance(w, PackedTensor)]
+    if not packed:
         return list(weights)
-    packed = weights[0].packed
-    return [tensor for tensor in (packed.values, packed.metadata, packed.selection) if tensor is not None]
+    parts = ([p.values for p in packed], [p.metadata for p in packed], [p.selection for p in packed])
+    return [tensor for part in parts for tensor in part if tensor is not None]
 
 
 define_composite(f'experts_gpu({OPERANDS}, str kinds="triton", int gathers=0) -> Tensor', experts_gpu)

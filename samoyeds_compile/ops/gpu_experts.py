@@ -15,7 +15,7 @@ from torch import Tensor
 from samoyeds_codegen.errors import UnsupportedSpecError
 from samoyeds_codegen.expr import GATED_NAMES
 from samoyeds_codegen.gpu.device import device_of
-from samoyeds_codegen.triton.matrices import Matrices, apart
+from samoyeds_codegen.triton.matrices import apart
 from samoyeds_codegen.triton.operands import DenseSide, PackedSide, Side, Stack
 from samoyeds_codegen.triton.prove import on
 from samoyeds_codegen.triton.spec import ExpertsSpec, Pattern
@@ -55,9 +55,9 @@ def gpu_experts(
         x_TH: tokens in the dtype of the weights.
         expert_ids_TK: integers; what is no expert contributes nothing.
         expert_weights_TK: routing weights.
-        gate, up, down: a dense stack each, or dense matrices of all experts (if one operand is, all are read so),
-            or canonical storage of one (see `PackedWeight`): values, metadata and, if
-            n < m, selection. Gate only with layout ``separate``.
+        gate, up, down: a dense stack each, or matrices of all experts (if one operand is, all are read so). Of packed
+            ones the canonical storage (see `PackedWeight`): the values of all, then their metadata and, if n < m,
+            their selections. Gate only with layout ``separate``.
         gate_bias_E, up_bias_E, down_bias_E: [E, rows] or [E, 1], floating.
         kernel: dtype, pattern and activation, as `ExpertsSpec.name` of Triton writes them.
         width: I.
@@ -129,7 +129,8 @@ def whole_sides(
     biases = {"gate": gate_bias_E, "up": up_bias_E, "down": down_bias_E}
     stored = {"gate": gate, "up": up, "down": down} if gate_up_layout == "separate" else {"up": up, "down": down}
     rows = {"gate": width, "up": 2 * width if gate_up_layout in BOTH else width, "down": hidden}
-    weights = stored if not spec.separate else _apart(op, stored)
+    parts = {name: _parts(op, name, given, spec.pattern) for name, given in stored.items()}
+    weights = _apart(op, parts) if spec.separate else {name: [of[0] for of in found] for name, found in parts.items()}
     wholes = {name: _side(spec, found, biases[name], rows[name], in_out) for name, found in weights.items()}
     for name, side in wholes.items():
         _check_side(
@@ -138,14 +139,26 @@ def whole_sides(
     return wholes
 
 
-def _apart(op: str, stored: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Matrices]]:
+def _parts(op: str, name: str, given: Sequence[Tensor], pattern: Pattern | None) -> list[Sequence[Tensor]]:
+    """The tensors of an operand by what they are: weights, or values, metadata and selections."""
+    count = 1 if pattern is None else 3 if pattern.selects else 2
+    each, rest = divmod(len(given), count)
+    if not each or rest:
+        raise bad_operand(op, name, f"has {len(given)} tensors", f"pass {count} for a stack, or for each matrix")
+    return [given[i * each : (i + 1) * each] for i in range(count)]
+
+
+def _apart(op: str, parts: Mapping[str, list[Sequence[Tensor]]]) -> dict[str, list[Stack]]:
     """Matrices that lie apart, with one table for all of them."""
-    for name, matrices in stored.items():
-        check_weights(op, name, matrices)
+    operands = [of for found in parts.values() for of in found]
+    for name, found in parts.items():
+        for of in found:
+            check_weights(op, name, of)
     try:
-        return {name: [found] for name, found in zip(stored, apart(*stored.values()), strict=True)}
+        placed = iter(apart(*operands))
     except UnsupportedSpecError as error:
-        raise bad_operand(op, "/".join(stored), str(error), "use moe_experts") from error
+        raise bad_operand(op, "/".join(parts), str(error), "use moe_experts") from error
+    return {name: [next(placed) for _ in found] for name, found in parts.items()}
 
 
 def _side(spec: ExpertsSpec, stored: Sequence[Stack], bias: Tensor | None, rows: int, in_out: bool) -> Side:

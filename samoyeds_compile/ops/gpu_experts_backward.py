@@ -1,4 +1,4 @@
-"""``samoyeds::gpu_experts_backward``: the gradients of `gpu_experts` on dense weights, by Triton kernels.
+"""``samoyeds::gpu_experts_backward``: the gradients of `gpu_experts`, by Triton kernels; packed weights are frozen.
 
 Nothing but operands is kept for it: the plan and the first projection are computed again, which costs two of the eight
 products of a training step and saves [S, 2I] rows. It is one op so that no partitioner moves that into the forward.
@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samoyeds_codegen.triton.operands import DenseSide
 from samoyeds_codegen.triton.prove import on
 from samoyeds_codegen.triton.spec import ExpertsSpec
 from samoyeds_compile.ops.gpu_experts import whole_sides
@@ -45,51 +44,49 @@ def gpu_experts_backward(
 
     Args:
         grad_TH: the gradient of its result, floating.
-        x_TH ... weight_layout: its operands; weights are dense, stacks or matrices.
-        wanted: for each of `WANTED` whether it is computed; False for a weight or bias that is absent.
+        x_TH ... weight_layout: its operands.
+        wanted: for each of `WANTED` whether it is computed; False for a weight or bias that is absent, and for packed
+            weights.
 
     Returns:
         Those gradients in the order of `WANTED`, in the shapes and dtypes of what they are of, and of matrices as
         one stack. Equal bits in every run.
 
     Raises:
-        OperandError: an operand does not fit the others, or weights are packed.
+        OperandError: an operand does not fit the others, or the gradient of a packed weight is wanted.
         KernelError: no kernel can be loaded.
     """
     # Loads sympy, which takes longer to import than the rest of the package.
     from samoyeds_compile.ops.gpu_gradients import Backward, gradients
 
     spec, names = ExpertsSpec.named(kernel), _names(wanted)
-    if spec.pattern is not None:
-        raise bad_operand(OP, "kernel", f"reads weights of {spec.pattern}", "pass dense weights, or use moe_experts")
+    if spec.pattern is not None and not {"gate", "up", "down"}.isdisjoint(names):
+        raise bad_operand(OP, "wanted", f"asks for weights of {spec.pattern}", "train dense weights with a mask")
     if grad_TH.shape != x_TH.shape:
         raise bad_operand(OP, "grad", f"has shape {tuple(grad_TH.shape)}", f"pass {tuple(x_TH.shape)}")
     sides = whole_sides(
         OP, spec, x_TH, expert_ids_TK, expert_weights_TK, gate, up, down, gate_bias_E, up_bias_E, down_bias_E, width,
         gate_up_layout, weight_layout,
     )  # fmt: skip
-    dense = {name: side for name, side in sides.items() if isinstance(side, DenseSide)}
-    given = (x_TH, expert_weights_TK, *_firsts(gate, up, down), gate_bias_E, up_bias_E, down_bias_E)
-    like = {name: tensor for name, tensor in zip(WANTED, given, strict=True) if name in names and tensor is not None}
+    given = (x_TH, expert_weights_TK, gate, up, down, gate_bias_E, up_bias_E, down_bias_E)
     x, grad = (t if t.stride(1) == 1 else t.contiguous() for t in (x_TH, grad_TH.to(x_TH.dtype)))
     with on(x_TH.device):
-        call = Backward(x, grad, expert_ids_TK, expert_weights_TK, dense, spec.activation, gate_up_layout)
-        return gradients(call, like, weight_layout == "in_out")
+        call = Backward(x, grad, expert_ids_TK, expert_weights_TK, sides, spec, gate_up_layout, width)
+        return gradients(call, dict(zip(names, _wanted(given, wanted), strict=True)), weight_layout == "in_out")
 
 
 def _names(wanted: Sequence[bool]) -> list[str]:
     return [name for name, is_wanted in zip(WANTED, wanted, strict=True) if is_wanted]
 
 
-def _firsts(*operands: Sequence[Tensor]) -> list[Tensor | None]:
-    """A tensor of the shape of each operand, as a stack."""
-    return [weights[0].expand(num_experts(weights), -1, -1) if weights else None for weights in operands]
+def _wanted(given: Sequence[Any], wanted: Sequence[bool]) -> list[Tensor]:
+    """The operands whose gradient is wanted, those that are weights as a tensor of the shape of their stack."""
+    found = [of for of, is_wanted in zip(given, wanted, strict=True) if is_wanted]
+    return [of if isinstance(of, Tensor) else of[0].expand(num_experts(of), -1, -1) for of in found]
 
 
 def _fake(grad_TH: Tensor, x_TH: Tensor, ids_TK: Tensor, weights_TK: Tensor, *rest: Any) -> list[Tensor]:
-    gate, up, down, *biases = rest[:6]
-    given = (x_TH, weights_TK, *_firsts(gate, up, down), *biases)
-    found = [tensor for tensor, is_wanted in zip(given, rest[-1], strict=True) if is_wanted]
+    found = _wanted((x_TH, weights_TK, *rest[:6]), rest[-1])
     return [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in found]
 
 

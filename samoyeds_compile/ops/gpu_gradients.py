@@ -8,7 +8,7 @@ slots that belong to nobody are undefined throughout and never read into a resul
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 from samoyeds_codegen import expr
 from samoyeds_codegen.triton.gradients import project_tokens, row_gradient, weight_gradient
 from samoyeds_codegen.triton.kernel import combine
-from samoyeds_codegen.triton.operands import DenseSide
+from samoyeds_codegen.triton.operands import Side
+from samoyeds_codegen.triton.spec import ExpertsSpec
 from samoyeds_compile.ops import rows
 from samoyeds_compile.ops.expert_up import split_gate
 from samoyeds_compile.ops.gradient import pull_back
@@ -32,22 +33,25 @@ class Backward:
         x, grad: tokens and the gradient of the result, [T, H] of the dtype of the weights, columns contiguous.
         ids_TK, weights_TK: expert ids and routing weights.
         sides: the parameters by name; one that has gate and up is ``up``, whole.
-        activation: as `ExpertsSpec` has it.
-        gate_up_layout: one of `operands.GATE_UP_LAYOUTS`.
+        spec: the block.
+        gate_up_layout: one of `operands.GATE_UP_LAYOUTS`. Packed storage has all gate rows first also if it is
+            ``interleaved``; the bias alternates then.
+        width: I.
     """
 
     x: Tensor
     grad: Tensor
     ids_TK: Tensor
     weights_TK: Tensor
-    sides: Mapping[str, DenseSide]
-    activation: str
+    sides: Mapping[str, Side]
+    spec: ExpertsSpec
     gate_up_layout: str
+    width: int
 
     @cached_property
     def plan(self) -> Plan:
         """The plan of the forward, sorted again."""
-        return route(self.ids_TK, self.sides["down"].weight.shape[0])
+        return route(self.ids_TK, self.sides["down"].experts)
 
     @property
     def first(self) -> list[str]:
@@ -62,7 +66,9 @@ class Backward:
     @cached_property
     def back_SI(self) -> Tensor:
         """``down' g`` of every slot."""
-        return self._of_tokens(self.grad, DenseSide(self.sides["down"].weight.mT))
+        plan, out = self.plan, self.grad.new_empty(self.plan.order_S.shape[0], self.width)
+        row_gradient(self.grad, plan.order_S, self.ids_TK.shape[1], self.sides["down"], plan.offsets_E, out)
+        return out
 
     @cached_property
     def h_SI(self) -> Tensor:
@@ -78,16 +84,24 @@ class Backward:
         return h_SI, dict(zip(self.first, grads, strict=True))
 
     @property
+    def bias_alternates(self) -> bool:
+        """Whether the bias of gate and up has their rows in turn, and the weight has all gate rows first."""
+        return self.spec.pattern is not None and self.gate_up_layout == "interleaved"
+
+    @property
     def _z(self) -> list[Tensor]:
-        return [self._of_tokens(self.x, self.sides[name]) for name in self.first]
+        return [self._projected(self.sides[name]) for name in self.first]
 
     def _activated(self, *z: Tensor) -> Tensor:
-        given = dict(zip(self.first, z, strict=True)) if len(z) > 1 else split_gate(z[0], self.gate_up_layout)
-        return expr.evaluate(self.activation, given).to(self.x.dtype)  # type: ignore[no-any-return]
+        layout = "concatenated" if self.bias_alternates else self.gate_up_layout
+        given = dict(zip(self.first, z, strict=True)) if len(z) > 1 else split_gate(z[0], layout)
+        return expr.evaluate(self.spec.activation, given).to(self.x.dtype)  # type: ignore[no-any-return]
 
-    def _of_tokens(self, tokens: Tensor, side: DenseSide) -> Tensor:
-        out = tokens.new_empty(self.plan.order_S.shape[0], side.rows)
-        project_tokens(tokens, self.plan.order_S, self.ids_TK.shape[1], side, self.plan.offsets_E, out)
+    def _projected(self, side: Side) -> Tensor:
+        plan, out = self.plan, self.x.new_empty(self.plan.order_S.shape[0], side.rows)
+        if self.bias_alternates and side.bias is not None:
+            side = replace(side, bias=side.bias.unflatten(1, (-1, 2)).mT.flatten(1))
+        project_tokens(self.x, plan.order_S, self.ids_TK.shape[1], side, plan.offsets_E, out)
         return out
 
 
@@ -123,7 +137,7 @@ def _of_x(call: Backward) -> Tensor:
     parts = []
     for name, grad in call.through[1].items():
         back_SH = call.x.new_empty(grad.shape[0], call.x.shape[1])
-        row_gradient(grad, call.sides[name].weight, plan.offsets_E, back_SH)
+        row_gradient(grad, None, 1, call.sides[name], plan.offsets_E, back_SH)
         part = call.x.new_empty(call.x.shape, dtype=torch.float32)
         combine(back_SH, plan.slot_TK, ones_TK, plan.offsets_E, part)
         parts.append(part)
@@ -164,7 +178,7 @@ def _of_first(call: Backward, name: str, like: Tensor, in_out: bool) -> Tensor:
 def _of_bias(call: Backward, name: str) -> Tensor:
     """[E, rows]: sums of each expert's rows, as the gradient of a weight whose other side is one column."""
     plan, side = call.plan, call.sides[name]
-    out = call.x.new_empty(*side.weight.shape[:2], 1, dtype=torch.float32)
+    out = call.x.new_empty(side.experts, side.rows, 1, dtype=torch.float32)
     if name == "down":
         weight_S1 = call.weight_S1.to(call.x.dtype)
         weight_gradient(
@@ -174,7 +188,9 @@ def _of_bias(call: Backward, name: str) -> Tensor:
         grad_S = call.through[1][name]
         ones_S1 = grad_S.new_ones(1, 1).expand(grad_S.shape[0], 1)
         weight_gradient(grad_S, ones_S1, None, 1, plan.offsets_E, None, out)
-    return out.squeeze(-1)
+    out_EO = out.squeeze(-1)
+    alternates = call.bias_alternates and name == "up"
+    return out_EO.unflatten(1, (2, -1)).mT.flatten(1) if alternates else out_EO
 
 
 def _empty(like: Tensor) -> Tensor:

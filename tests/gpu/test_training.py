@@ -1,14 +1,19 @@
-"""Training dense experts by Triton kernels on a CUDA device: gradients, proofs, no synchronisation, compiled steps."""
+"""Training by Triton kernels on a CUDA device: gradients, proofs, no synchronisation, compiled steps."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
+from samoyeds_codegen.triton.gradients import plain
 from samoyeds_codegen.triton.prove_gradients import prove_gradients
 from samoyeds_codegen.triton.sample import Form
-from samoyeds_compile import Report
+from samoyeds_codegen.triton.spec import Pattern
+from samoyeds_compile import Report, SparsityConfig
 from tests.blocks import Block
-from tests.codegen.triton.training import IDS, block, case, check, check_frozen
-from tests.ops.operands import ACTIVATIONS, leaves_of, results
+from tests.codegen.triton.cases import spec_of
+from tests.codegen.triton.training import IDS, block, case, check, check_frozen, check_packed, on
+from tests.ops.operands import ACTIVATIONS, leaves_of, operands, results
 
 pytestmark = [
     pytest.mark.gpu,
@@ -19,8 +24,28 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("form", [Form(), Form(False, bias=True), Form(transposed=True)], ids=str)
-def test_kernels_prove_themselves(form, dtype):
-    assert prove_gradients(dtype, form, torch.device("cuda")) == ""
+@pytest.mark.parametrize("separate", [False, True])
+def test_kernels_prove_themselves(separate, form, dtype):
+    spec = replace(plain(spec_of(dtype)), separate=separate)
+    assert prove_gradients(spec, form, torch.device("cuda")) == ""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("form", [Form(), Form(False, bias=True)], ids=str)
+@pytest.mark.parametrize("pattern", [Pattern(1, 1, 32), Pattern(1, 2, 32), Pattern(1, 2, 128, 16), Pattern(2, 4, 64)])
+def test_kernels_of_packed_weights_prove_themselves(pattern, form, dtype):
+    assert prove_gradients(plain(spec_of(dtype, pattern)), form, torch.device("cuda")) == ""
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ACTIVATIONS)
+def test_packed_weights(layout, dtype):
+    check_packed(operands(1, 60, 2, 3, 72, 68, layout, "out_in", True, dtype), SparsityConfig(1, 2, 32), "cuda")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_matrices_that_lie_apart(dtype):
+    check(on("cuda", operands(1, 60, 2, 5, 72, 68, "separate", "out_in", True, dtype, separate="gate,up,down")))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from samoyeds_codegen.triton.gradients import row_gradient, weight_gradient
+from samoyeds_codegen.triton.operands import DenseSide
 from samoyeds_codegen.triton.prove import prove
 from samoyeds_codegen.triton.sample import Form
 from samoyeds_codegen.triton.select import candidates
@@ -77,7 +78,7 @@ def test_gradients(dtype):
     y = reference.expert_linear(leaves[0], [leaves[1]], plan.offsets_E, False)
     expected = torch.autograd.grad(y, leaves, grad.double())
     found = torch.zeros_like(x), torch.full_like(weight, float("nan"))
-    row_gradient(grad, weight, plan.offsets_E, found[0])
+    row_gradient(grad, None, 1, DenseSide(weight), plan.offsets_E, found[0])
     weight_gradient(grad, x, None, 1, plan.offsets_E, None, found[1])
     for mine, theirs in zip(found, expected, strict=True):
         limit = (1e-5 if dtype == torch.float32 else 1e-2) * float(theirs.abs().max())

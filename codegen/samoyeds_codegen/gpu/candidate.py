@@ -65,6 +65,8 @@ def cuda_pattern(spec: ExpertsSpec) -> Pattern:
     p = spec.pattern
     if p is None:
         raise UnsupportedSpecError("CUDA kernels multiply packed weights; products of dense ones are Triton's")
+    if spec.separate:
+        raise UnsupportedSpecError("CUDA kernels read stacks; matrices that lie apart are Triton's")
     return Pattern(p.n, p.m, p.vector, p.group)
 
 

@@ -17,7 +17,7 @@ from samoyeds_codegen.gpu.device import device_of
 from samoyeds_codegen.gpu.weights import matrix
 from samoyeds_codegen.triton.kernel import combine, projection, work_list
 from samoyeds_codegen.triton.matrices import apart
-from samoyeds_codegen.triton.operands import DenseSide, PackedSide, Side
+from samoyeds_codegen.triton.operands import DenseSide, PackedSide, Side, Stack
 from samoyeds_codegen.triton.spec import ExpertsSpec, KernelSpec, Pattern
 
 
@@ -71,12 +71,15 @@ class Trial:
         condensed, width = groups * p.group * p.n, vectors * p.vector
         values = torch.empty(experts, condensed, width // 2, dtype=self._dtype, device=self.device).normal_()
         metadata = torch.full((experts, condensed, width // 16), 0x4444, dtype=torch.int16, device=self.device)
-        selection = None
+        parts = {"values": values, "metadata": metadata}
         if p.selects:
             size = (experts, groups * p.n, vectors)
             first = torch.arange(p.n, dtype=torch.uint8, device=self.device).repeat(groups)[:, None]
-            selection = first + torch.randint(p.m - p.n + 1, size, dtype=torch.uint8, device=self.device)
-        return PackedSide(values, metadata, selection, p, rows)
+            parts["selection"] = first + torch.randint(p.m - p.n + 1, size, dtype=torch.uint8, device=self.device)
+        found: dict[str, Stack] = dict(parts)
+        if self.spec.separate:
+            found = dict(zip(parts, apart(*([of] for of in parts.values())), strict=True))
+        return PackedSide(found["values"], found["metadata"], found.get("selection"), p, rows)
 
     def _tokens(self, slots: int) -> Tokens:
         unsorted = torch.randint(self.block.experts, (slots,), device=self.device)

@@ -25,7 +25,8 @@ UNALIGNED = ("tiles", "top_k", "experts")
 """Whole numbers that are no multiples of 16 as a rule."""
 _POINTERS = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
 _STORED = {"VALUES": None, "METADATA": "*i16", "SELECTION": "*u8", "ORDER": "*i64", "TILES": "*i32", "TABLE": "*i64"}
-_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "metadata": 2, "selection": 1}
+"""Bytes of an element."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,8 @@ def _kind(name: str, spec: KernelSpec, bias: bool, contiguous: str, gathered: bo
     if name == "ORDER" and gathered:
         return Constant(None)
     if name.endswith("_unit"):
-        return Constant(ALIGNED // _SIZES[spec.experts.dtype])
+        part = name.removesuffix("_unit").rpartition("_")[2]
+        return Constant(ALIGNED // _SIZES.get(part, _SIZES[spec.experts.dtype]))
     if name.endswith("_BIAS") and not bias:
         return Constant(None)
     if name.endswith(f"_{contiguous}") and spec.experts.pattern is None:

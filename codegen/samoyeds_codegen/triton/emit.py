@@ -33,7 +33,8 @@ def emit(spec: KernelSpec) -> str:
     if spec.experts.pattern is not None:
         constants["VECTOR"] = spec.experts.pattern.vector
     lines = "\n".join(f"{name} = tl.constexpr({value})" for name, value in constants.items())
-    return _file(str(spec), [lines, *_functions(spec), _project(spec)])
+    body = _back(spec) if spec.op == "back" else _project(spec)
+    return _file(str(spec), [lines, *_functions(spec), body])
 
 
 def emit_plan() -> str:
@@ -75,7 +76,7 @@ def _project(spec: KernelSpec) -> str:
     sections = _sections(spec)
     operand = "X [T, cols] are tokens, ORDER [S] where each slot stands among the ids; without it X [S, cols] is rows."
     names = {
-        "out_rows": spec.out_rows,
+        "out_rows": spec.outputs,
         "slots": spec.tile.slots,
         "operand": operand if gather else "X [S, cols] is in slot order; ORDER and top_k are not read.",
         "gather": "\n    ".join(_GATHER) if gather else "x_row = slot",
@@ -83,6 +84,25 @@ def _project(spec: KernelSpec) -> str:
         "result": f"activate({', '.join(spec.sides)})" if gather else "down",
     }
     return Template(template("project")).substitute(names | sections)
+
+
+def _back(spec: KernelSpec) -> str:
+    """Multiplies by the weight itself: sub-rows are chosen along the sum."""
+    from samoyeds_codegen.triton.index import block_row, selection_row, stored_rows
+
+    pattern = spec.experts.pattern
+    assert pattern is not None
+    places = _places("back", spec.experts.separate)
+    names = places | {
+        "gather": "\n    ".join(_GATHER),
+        "stored_rows": stored_rows(pattern, "rows"),
+        "block": block_row(pattern, "row"),
+        "selection_row": selection_row(pattern, "row", "back_first_block"),
+    }
+    parts = _split(template("back_selected" if pattern.selects else "back_whole"))
+    sections = {name: Template(text).substitute(names) for name, text in parts.items()}
+    more = f"\n{sections['parameters']}" if "parameters" in sections else ""
+    return Template(template("back")).substitute(names | sections | {"parameters": more})
 
 
 def _sections(spec: KernelSpec) -> dict[str, str]:
@@ -158,8 +178,10 @@ def _functions(spec: KernelSpec) -> list[str]:
     packed = [] if pattern is None else [template("unpack")]
     selects = pattern is not None and pattern.selects
     pairs = [template("pairs")] if pattern is not None and pattern.n == 2 else []
+    if spec.op == "back":
+        return [template("place"), *packed, template("product")]
     helpers = [*packed, *pairs, *([template("interleave")] if selects else []), template("product")]
-    return [*helpers, *(_activate(spec) if spec.op == "up" else [])]
+    return [template("place"), *helpers, *(_activate(spec) if spec.op == "up" else [])]
 
 
 def _activate(spec: KernelSpec) -> list[str]:

@@ -1,14 +1,14 @@
-"""Gradients of a projection of dense weights, which a mask may thin out, and the projection that they need again.
+"""Gradients of a projection, and the projection that they need again. Nothing here waits for the device.
 
-Nothing here waits for the device.
-
-``y = x @ W[e].T`` over the slots of each expert e. That of the rows is a projection itself, by the transposed weight;
-that of the weights sums over the slots of an expert, in slot order, so it is the same in every run.
+``y = x @ W[e].T`` over the slots of each expert e. That of the rows is a product by the weight itself: a projection by
+the transposed weight if it is dense, a kernel of its own if it is packed. That of the weights, which are dense and may
+be thinned out by a mask, sums over the slots of an expert, in slot order, so it is the same in every run.
 """
 
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from types import ModuleType
 
 from torch import Tensor
@@ -17,22 +17,25 @@ from samoyeds_codegen.triton.build import load_text
 from samoyeds_codegen.triton.emit import emit_gradients
 from samoyeds_codegen.triton.kernel import interprets, projection, work_list
 from samoyeds_codegen.triton.matrices import Matrices
-from samoyeds_codegen.triton.operands import DenseSide, Stack
-from samoyeds_codegen.triton.select import choose
+from samoyeds_codegen.triton.operands import DenseSide, PackedSide, Side, Stack
+from samoyeds_codegen.triton.select import backs, choose, choose_back, kernels
 from samoyeds_codegen.triton.spec import ExpertsSpec, KernelSpec, Tile
 
 OUTER = {"half": Tile(64, 32, 64, 4, 3), "full": Tile(32, 16, 32, 4, 3)}
 """Rows, slots and columns of the gradient of a weight, for 16 and 32 bit dtypes."""
 
 
-def plain(dtype: str, separate: bool = False) -> ExpertsSpec:
-    """Projections of a dtype without an activation, by stacks or by matrices that lie apart."""
-    return ExpertsSpec(dtype, None, "x", False, separate)
+def plain(spec: ExpertsSpec) -> ExpertsSpec:
+    """Projections by the same weights, without a gate and an activation."""
+    return replace(spec, activation="x", gated=False)
 
 
-def project_tokens(
-    x_TH: Tensor, order_S: Tensor, top_k: int, side: DenseSide, offsets_E: Tensor, out_SO: Tensor
-) -> None:
+def backward_kernels(spec: ExpertsSpec) -> tuple[KernelSpec, ...]:
+    """What a backward of a block may launch, but for the sums over slots."""
+    return (*kernels(plain(spec)), *(backs(plain(spec)) if spec.pattern else ()))
+
+
+def project_tokens(x_TH: Tensor, order_S: Tensor, top_k: int, side: Side, offsets_E: Tensor, out_SO: Tensor) -> None:
     """``W[e] @ x + b[e]`` of the token of each slot of expert e; other rows of ``out_SO`` stay as they are.
 
     Args:
@@ -43,27 +46,29 @@ def project_tokens(
         offsets_E: int32, where each expert's slots end.
         out_SO: columns contiguous.
     """
-    spec, slots = _spec(side.weight), order_S.shape[0]
-    tile = choose(spec, slots, offsets_E.shape[0]).up
-    tiles = work_list(offsets_E, slots, tile.slots)
-    projection(KernelSpec("up", spec, tile))(x_TH, order_S, top_k, tiles, {"up": side}, out_SO)
+    _project("up", x_TH, order_S, top_k, side, offsets_E, out_SO)
 
 
-def row_gradient(grad_SO: Tensor, weight_EOI: Stack, offsets_E: Tensor, out_SI: Tensor) -> None:
+def row_gradient(
+    grad: Tensor, order_S: Tensor | None, top_k: int, side: Side, offsets_E: Tensor, out_SI: Tensor
+) -> None:
     """``grad @ W[e]`` for the slots of each expert e; other rows of ``out_SI`` stay as they are.
 
     Args:
-        grad_SO: in slot order, columns contiguous, in the dtype of the weight.
-        weight_EOI: by any strides, with zeros where a mask thins it out; or matrices that lie apart.
+        grad: [S, O] in slot order, or [T, O] of tokens with an order, in the dtype of the weight; columns contiguous.
+        order_S: int64, position of each slot among the ids made flat; None if ``grad`` is in slot order.
+        top_k: K.
+        side: the weight, with zeros where a mask thins it out; its bias has no part in it.
         offsets_E: int32, where each expert's slots end.
         out_SI: columns contiguous.
     """
-    slots, experts = grad_SO.shape[0], weight_EOI.shape[0]
-    spec = _spec(weight_EOI)
-    tile = choose(spec, slots, experts).down
-    sides = {"down": DenseSide(weight_EOI.mT)}
-    tiles = work_list(offsets_E, slots, tile.slots)
-    projection(KernelSpec("down", spec, tile))(grad_SO, offsets_E, 1, tiles, sides, out_SI)
+    if isinstance(side, DenseSide):
+        op = "down" if order_S is None else "up"
+        _project(op, grad, order_S, top_k, DenseSide(side.weight.mT), offsets_E, out_SI)
+        return
+    kernel = choose_back(_spec(side), out_SI.shape[0], offsets_E.shape[0])
+    tiles = work_list(offsets_E, out_SI.shape[0], kernel.tile.slots)
+    projection(kernel)(grad, order_S, top_k, tiles, {"back": side}, out_SI)
 
 
 def weight_gradient(
@@ -99,8 +104,20 @@ def weight_gradient(
     )  # fmt: skip
 
 
-def _spec(weight: Stack) -> ExpertsSpec:
-    return plain(_name(weight), isinstance(weight, Matrices))
+def _project(
+    op: str, x: Tensor, order_S: Tensor | None, top_k: int, side: Side, offsets_E: Tensor, out_SO: Tensor
+) -> None:
+    spec, slots = _spec(side), out_SO.shape[0]
+    tile = getattr(choose(spec, slots, offsets_E.shape[0]), op)
+    tiles = work_list(offsets_E, slots, tile.slots)
+    projection(KernelSpec(op, spec, tile))(x, order_S, top_k, tiles, {op: side}, out_SO)
+
+
+def _spec(side: Side) -> ExpertsSpec:
+    """As `plain` has it of a block of which this is a weight."""
+    first = next(iter(side.stored.values()))
+    pattern = side.pattern if isinstance(side, PackedSide) else None
+    return ExpertsSpec(_name(first), pattern, "x", False, isinstance(first, Matrices))
 
 
 def _name(tensor: Stack) -> str:

@@ -19,6 +19,12 @@ def selection_row(pattern: Pattern, row: str, first_block: str) -> str:
     return show(sympy.floor(block / pattern.group) * pattern.n + sympy.Mod(r, pattern.n))
 
 
+def block_row(pattern: Pattern, row: str) -> str:
+    """The output feature with which the block of a condensed row begins."""
+    r = sympy.Symbol(row, integer=True, nonnegative=True)
+    return show(sympy.floor(r / pattern.n) * pattern.m)
+
+
 def stored_rows(pattern: Pattern | None, rows: str) -> str:
     """How many rows are stored of ``rows`` output features: whole blocks of condensed rows, if packed."""
     count = sympy.Symbol(rows, integer=True, nonnegative=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from samoyeds_codegen.errors import CompilationError
 from samoyeds_codegen.triton.build import load_text
 from samoyeds_codegen.triton.emit import emit, emit_plan
-from samoyeds_codegen.triton.operands import Side
+from samoyeds_codegen.triton.operands import Side, bias_arguments
 from samoyeds_codegen.triton.spec import KernelSpec
 
 COMBINED_COLS = 512
@@ -53,22 +54,26 @@ class Projection:
         """Compute the rows of ``out_SO`` that belong to an expert; others stay as they are.
 
         Args:
-            x: [T, cols] for ``up``, or [S, cols] in slot order if there is no order, and always for ``down``; columns
-                contiguous, rows by any stride.
+            x: [T, inputs] for ``up`` and ``back``, or [S, inputs] in slot order if there is no order, and always for
+                ``down``; columns contiguous, rows by any stride.
             order_S: int64, position of each slot among the ids made flat; None if rows were gathered before.
             top_k: K.
             tiles: work list of `work_list` for the slots of this tile.
             sides: a weight for each name of `KernelSpec.sides`.
-            out_SO: [S, rows], columns contiguous.
+            out_SO: [S, outputs], columns contiguous.
         """
-        rows, tile = next(iter(sides.values())).rows, self.spec.tile
-        blocks = -(-rows // self.spec.out_rows)
-        if tiles.shape[0] * blocks == 0:
+        back, tile = self.spec.op == "back", self.spec.tile
+        inputs, outputs = x.shape[1], out_SO.shape[1]
+        rows, cols = (inputs, outputs) if back else (outputs, inputs)
+        programs = tiles.shape[0] * -(-outputs // self.spec.outputs)
+        if programs == 0:
             return
-        weights = {name: value for side, of in sides.items() for name, value in of.arguments(side).items()}
-        self.function[(tiles.shape[0] * blocks,)](
+        weights: dict[str, Any] = {}
+        for side, of in sides.items():
+            weights |= of.arguments(side) | ({} if back else bias_arguments(side, of.bias))
+        self.function[(programs,)](
             X=x, x_stride=x.stride(0), ORDER=order_S, top_k=top_k, TILES=tiles, tiles=tiles.shape[0], rows=rows,
-            cols=x.shape[1], **weights, OUT=out_SO, out_stride=out_SO.stride(0), UPCAST=self.upcast,
+            cols=cols, **weights, OUT=out_SO, out_stride=out_SO.stride(0), UPCAST=self.upcast,
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
 

@@ -47,10 +47,10 @@ class DenseSide:
         return DenseSide(_half(self.weight, index, alternate), bias)
 
     def arguments(self, side: str) -> dict[str, Any]:
-        """Pointer and strides."""
+        """Pointer and strides, but for the bias."""
         first, where = _place(side, self.weight)
         row, col = first.stride()[-2:]
-        return where | {f"{side}_row": row, f"{side}_col": col} | _bias(side, self.bias)
+        return where | {f"{side}_row": row, f"{side}_col": col}
 
 
 @dataclass(frozen=True)
@@ -104,17 +104,23 @@ class PackedSide:
         )
 
     def arguments(self, side: str) -> dict[str, Any]:
-        """Pointers and strides."""
+        """Pointers and strides, but for the bias."""
         found: dict[str, Any] = {}
         for name, tensor in self.stored.items():
             first, where = _place(f"{side}_{name}", tensor)
             found |= where | {f"{side}_{name}_row": first.stride(-2)}
         if self.selection is not None:
             found[f"{side}_first_block"] = self.first_block
-        return found | _bias(side, self.bias)
+        return found
 
 
 Side = DenseSide | PackedSide
+
+
+def bias_arguments(side: str, bias: Tensor | None) -> dict[str, Any]:
+    """Pointer and strides of a bias [E, rows]."""
+    expert, row = (0, 0) if bias is None else bias.stride()
+    return {f"{side.upper()}_BIAS": bias, f"{side}_bias_expert": expert, f"{side}_bias_row": row}
 
 
 def _place(name: str, of: Stack) -> tuple[Tensor, dict[str, Any]]:
@@ -133,8 +139,3 @@ def _half(tensor: Any, index: int, alternate: bool) -> Any:
     if isinstance(tensor, Matrices):
         return tensor.half(index, alternate)
     return tensor[:, index::2] if alternate else tensor.chunk(2, dim=1)[index]
-
-
-def _bias(side: str, bias: Tensor | None) -> dict[str, Any]:
-    expert, row = (0, 0) if bias is None else bias.stride()
-    return {f"{side.upper()}_BIAS": bias, f"{side}_bias_expert": expert, f"{side}_bias_row": row}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ SUMMING = 2e-5
 """Error of sums in float32, over the largest result."""
 
 Load = Callable[[KernelSpec], Projection]
+Kernels = Callable[[ExpertsSpec], Sequence[KernelSpec]]
 
 
 @functools.lru_cache(maxsize=256)
@@ -33,7 +34,7 @@ def proven(spec: ExpertsSpec, form: Form, device: torch.device) -> str:
     return prove(spec, form, device)
 
 
-def prove(spec: ExpertsSpec, form: Form, device: torch.device, load: Load = projection) -> str:
+def prove(spec: ExpertsSpec, form: Form, device: torch.device, load: Load = projection, of: Kernels = kernels) -> str:
     """Why the kernels of a block are not to be used on a device; an empty text if they may be.
 
     Args:
@@ -41,11 +42,12 @@ def prove(spec: ExpertsSpec, form: Form, device: torch.device, load: Load = proj
         form: of its weights.
         device: where they lie.
         load: how a kernel is loaded.
+        of: which kernels of the block; by default those of its result.
     """
     try:
         # The problems are made on the CPU, with a generator of their own, whatever the default device is.
         with on(device), torch.device("cpu"):
-            asked = [k for k in kernels(spec) if k.op == "up" or not form.gathered]
+            asked = [k for k in of(spec) if k.op != "down" or not form.gathered]
             return _plan(device) or next(filter(None, (_project(k, form, device, load) for k in asked)), "")
     except Exception as error:  # whatever Triton, its assembler, the driver or the device raise
         return f"the kernels do not run on {device}: {type(error).__name__}: {str(error)[:500]}"
@@ -61,7 +63,7 @@ def _project(spec: KernelSpec, form: Form, device: torch.device, load: Load) -> 
     owned, rows = given.expected.shape
     slots = owned + NOBODYS
     # A margin of a tile on all sides, so that a kernel that writes too much shows it instead of breaking something.
-    whole = given.x.new_full((slots + spec.tile.slots, rows + spec.out_rows), float("nan"))
+    whole = given.x.new_full((slots + spec.tile.slots, rows + spec.outputs), float("nan"))
     tiles = work_list(given.offsets_E, slots, spec.tile.slots)
     load(spec)(given.x, given.order_S, given.top_k, tiles, given.sides, whole[:, :rows])
     found = whole[:owned, :rows].clone()

@@ -9,42 +9,53 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from samoyeds_codegen.triton.gradients import OUTER, plain, weight_gradient
-from samoyeds_codegen.triton.prove import ROUNDING, compare, on, prove
+from samoyeds_codegen.triton.gradients import OUTER, weight_gradient
+from samoyeds_codegen.triton.kernel import projection
+from samoyeds_codegen.triton.prove import ROUNDING, Load, compare, on, prove
 from samoyeds_codegen.triton.sample import EXPERTS, Form
+from samoyeds_codegen.triton.select import backs
+from samoyeds_codegen.triton.spec import ExpertsSpec
 
 Outer = Callable[[Tensor, Tensor, Tensor | None, int, Tensor, Tensor | None, Tensor], None]
 
 
 @functools.lru_cache(maxsize=256)
-def gradients_proven(dtype: str, form: Form, device: torch.device, separate: bool = False) -> str:
+def gradients_proven(plain_spec: ExpertsSpec, form: Form, device: torch.device) -> str:
     """As `prove_gradients`; a process asks each device once."""
-    return prove_gradients(dtype, form, device, separate)
+    return prove_gradients(plain_spec, form, device)
 
 
 def prove_gradients(
-    dtype: str, form: Form, device: torch.device, separate: bool = False, outer: Outer = weight_gradient
+    plain_spec: ExpertsSpec, form: Form, device: torch.device, load: Load = projection, outer: Outer = weight_gradient
 ) -> str:
-    """Why the kernels of a backward on dense weights are not to be used on a device; an empty text if they may be.
+    """Why the kernels of a backward are not to be used on a device; an empty text if they may be.
 
-    They are projections without an activation, by the weights as they lie and transposed, and sums over slots.
+    They are projections without an activation, products by the weights themselves, and sums over slots.
 
     Args:
-        dtype: of rows and weights.
+        plain_spec: the projections, as `gradients.plain` makes them of a block.
         form: of the weights.
         device: where they lie.
-        separate: whether every expert has matrices of its own.
-        outer: computes the gradient of a weight.
+        load: how a kernel is loaded.
+        outer: computes the gradient of a weight, or of a bias.
     """
-    spec, whole = plain(dtype, separate), replace(form, interleaved=False)
-    if why := prove(spec, whole, device) or prove(spec, replace(whole, transposed=not form.transposed), device):
+    whole = replace(form, interleaved=False)
+    if why := prove(plain_spec, whole, device, load) or _back(plain_spec, whole, device, load):
         return why
     try:
         with on(device), torch.device("cpu"):
-            tried = (_outer(dtype, form.aligned, gathered, flip, device, outer) for gathered, flip in _WAYS)
+            tried = (_outer(plain_spec.dtype, form.aligned, gathered, flip, device, outer) for gathered, flip in _WAYS)
             return next(filter(None, tried), "")
     except Exception as error:  # whatever Triton, its assembler, the driver or the device raise
         return f"gradient kernels do not run on {device}: {type(error).__name__}: {str(error)[:500]}"
+
+
+def _back(spec: ExpertsSpec, form: Form, device: torch.device, load: Load) -> str:
+    """Products by the weights themselves, of rows of tokens and of slots."""
+    if spec.pattern is None:
+        return prove(spec, replace(form, transposed=not form.transposed), device, load)
+    forms = (replace(form, bias=False, gathered=gathered) for gathered in (False, True))
+    return next(filter(None, (prove(spec, each, device, load, backs) for each in forms)), "")
 
 
 _WAYS = ((True, False), (True, True), (False, False))

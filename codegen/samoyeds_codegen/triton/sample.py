@@ -62,21 +62,33 @@ def problem(spec: KernelSpec, form: Form, device: torch.device) -> Problem:
     """More rows, slots and columns than a tile has, none a whole number of tiles; the same numbers every time."""
     generator = torch.Generator().manual_seed(0)
     odd = 16 if form.aligned else 13
-    slots, cols, rows = spec.tile.slots + 10, 2 * spec.tile.cols + odd, spec.out_rows + odd
+    slots, cols, rows = spec.tile.slots + 10, 2 * spec.tile.cols + odd, _rows(spec) + odd
     if not form.aligned and spec.experts.pattern is not None:
         rows += -rows % spec.experts.pattern.m
     order_S = torch.randperm(slots, generator=generator)
     owned_slots = slots - NOBODYS
     offsets_E = torch.tensor([slots - 7, slots - 7, owned_slots], dtype=torch.int32)
-    top_k = 2 if spec.op == "up" else 1
-    x = torch.randn(slots // top_k, cols, generator=generator).to(device, getattr(torch, spec.experts.dtype))
+    top_k = 1 if spec.op == "down" else 2
+    inputs = rows if spec.op == "back" else cols
+    x = torch.randn(slots // top_k, inputs, generator=generator).to(device, getattr(torch, spec.experts.dtype))
     dense, sides = _sides(spec, form, rows, cols, device, generator)
-    slot_rows = x[order_S.to(device) // top_k] if spec.op == "up" else x
+    slot_rows = x if spec.op == "down" else x[order_S.to(device) // top_k]
     owned = slot_rows.double()[:owned_slots]
     expert_S = torch.searchsorted(offsets_E, torch.arange(owned_slots), right=True).to(device)
-    results = {name: _linear(owned, expert_S, weight, sides[name].bias) for name, weight in dense.items()}
+    if spec.op == "back":
+        results = {"back": _linear(owned, expert_S, dense["back"].mT, None)}
+    else:
+        results = {name: _linear(owned, expert_S, weight, sides[name].bias) for name, weight in dense.items()}
     x, order = (slot_rows, None) if form.gathered else (x, order_S.to(device))
     return Problem(x, order, offsets_E.to(device), top_k, sides, _activated(spec, results))
+
+
+def _rows(spec: KernelSpec) -> int:
+    """Rows of a weight that are about a tile, or, where they are summed, more than one."""
+    pattern = spec.experts.pattern
+    if spec.op == "back" and pattern is not None:
+        return 2 * spec.tile.rows // pattern.n * pattern.m
+    return spec.outputs
 
 
 def _linear(x_SI: Tensor, expert_S: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -85,8 +97,8 @@ def _linear(x_SI: Tensor, expert_S: Tensor, weight: Tensor, bias: Tensor | None)
 
 
 def _activated(spec: KernelSpec, results: dict[str, Tensor]) -> Tensor:
-    if spec.op == "down":
-        return results["down"]
+    if spec.op != "up":
+        return results[spec.op]
     names = results if spec.experts.gated else {expr.PLAIN_NAME: results["up"]}
     found: Tensor = expr.evaluate(spec.experts.activation, names)
     return found.double()
@@ -104,7 +116,8 @@ def _sides(
     bias = randn(count, EXPERTS, rows) if form.bias else [None] * count
     if spec.experts.pattern is not None:
         found = [_packed(spec.experts.pattern, rows, cols, dtype, device, generator) for _ in spec.sides]
-        packed = {name: replace(side, bias=b) for name, (_, side), b in zip(spec.sides, found, bias, strict=True)}
+        placed = [_placed(side, form.aligned) if spec.experts.separate else side for _, side in found]
+        packed = {name: replace(side, bias=b) for name, side, b in zip(spec.sides, placed, bias, strict=True)}
         return {name: weight for name, (weight, _) in zip(spec.sides, found, strict=True)}, dict(packed)
     whole = randn(EXPERTS, count * rows, cols) / cols**0.5
     whole = whole.mT.contiguous().mT if form.transposed else whole
@@ -112,8 +125,19 @@ def _sides(
     dense = dict(zip(spec.sides, parts, strict=True))
     stored: list[Stack] = list(parts)
     if spec.experts.separate:
-        stored = list(apart(*(list(part.unbind()) if form.aligned else _scattered(part) for part in parts)))
+        stored = list(apart(*(_matrices(part, form.aligned) for part in parts)))
     return dense, {name: DenseSide(w, b) for name, w, b in zip(spec.sides, stored, bias, strict=True)}
+
+
+def _placed(side: PackedSide, aligned: bool) -> PackedSide:
+    """The same weights as matrices that lie apart."""
+    parts = [of for of in side.stored.values() if isinstance(of, Tensor)]
+    found = dict(zip(side.stored, apart(*(_matrices(of, aligned) for of in parts)), strict=True))
+    return replace(side, values=found["values"], metadata=found["metadata"], selection=found.get("selection"))
+
+
+def _matrices(stack: Tensor, aligned: bool) -> list[Tensor]:
+    return list(stack.unbind()) if aligned else _scattered(stack)
 
 
 def _scattered(stack: Tensor) -> list[Tensor]:

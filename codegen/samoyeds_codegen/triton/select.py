@@ -62,6 +62,8 @@ FULL: Mapping[str, tuple[Tiles, ...]] = {
 """Of float32 weights, whose products are no tensor core's."""
 
 
+BACK = {"half": (Tile(64, 16, 64, 4, 3), Tile(64, 64, 64, 4, 3)), "full": (Tile(32, 16, 32, 4, 3),)}
+"""Of ``back``, for 16 and 32 bit weights: rows are those of a step, columns those of the result."""
 MOST_STAGES = 6
 """Of short steps; more of them need registers to tell them apart."""
 
@@ -84,6 +86,18 @@ def kernels(spec: ExpertsSpec) -> tuple[KernelSpec, ...]:
     """Every projection that `choose` may pick for a block."""
     found = [KernelSpec(op, spec, getattr(tiles, op)) for tiles in candidates(spec) for op in ("up", "down")]
     return tuple(dict.fromkeys(found))
+
+
+def backs(spec: ExpertsSpec) -> tuple[KernelSpec, ...]:
+    """The kernels that may multiply rows by packed weights themselves, fewest slots first."""
+    tiles = BACK["full" if spec.dtype == "float32" else "half"]
+    return tuple(KernelSpec("back", spec, _cut(tile, spec.pattern)) for tile in tiles)
+
+
+def choose_back(spec: ExpertsSpec, slots: int, experts: int) -> KernelSpec:
+    """That of them for S slots of E experts."""
+    mean = max(-(-slots // experts), 1)
+    return min(backs(spec), key=lambda kernel: (-(-mean // kernel.tile.slots), kernel.tile.slots))
 
 
 def _cut(tile: Tile, pattern: Pattern | None) -> Tile:

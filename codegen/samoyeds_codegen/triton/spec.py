@@ -11,7 +11,7 @@ from samoyeds_codegen.triton.activation import to_triton
 DTYPES = ("float32", "bfloat16", "float16")
 PATTERNS = ((1, 1), (1, 2), (2, 4))
 VECTORS = (16, 32, 64, 128)
-OPS = ("up", "down")
+OPS = ("up", "down", "back")
 SEPARATE = "-matrices"
 """Ends the word of a name that says whether there is a gate."""
 LEAST_TILE = 16
@@ -81,7 +81,6 @@ class ExpertsSpec:
 
     def __post_init__(self) -> None:
         _require(self.dtype in DTYPES, f"dtype {self.dtype} is not one of {', '.join(DTYPES)}")
-        _require(not (self.separate and self.pattern), "packed matrices that lie apart have no kernel; pack stacks")
         offered = set(expr.GATED_NAMES) if self.gated else {expr.PLAIN_NAME}
         _require(expr.names(self.activation) <= offered, f"activation {self.activation!r} reads other names")
         to_triton(self.activation)
@@ -144,11 +143,13 @@ class KernelSpec:
     """One kernel: a projection of all experts over their slots.
 
     ``up`` gathers the tokens of the slots, multiplies by gate and up and activates; ``down`` reads rows in slot order.
+    ``back``, of packed weights, multiplies rows of tokens or of slots by the weight itself, not by its transpose: the
+    gradient of what was projected. Dense weights have that from the others, by strides.
     Where gate and up lie (concatenated, interleaved, apart), and which dimension of a dense weight is contiguous, is no
     part of it: a kernel takes pointers and strides of both, and Triton specialises on strides of 1.
 
     Attributes:
-        op: ``up`` or ``down``.
+        op: ``up``, ``down`` or ``back``.
         experts: whose.
         tile: the tile.
 
@@ -163,21 +164,24 @@ class KernelSpec:
     def __post_init__(self) -> None:
         _require(self.op in OPS, f"{self.op} is not one of {', '.join(OPS)}")
         pattern = self.experts.pattern
+        _require(self.op != "back" or pattern is not None, "dense weights go back by strides")
         if pattern is not None and pattern.selects:
             fits = self.tile.cols <= pattern.vector
             _require(fits, f"{self.tile.cols} columns span several vectors of {pattern.vector}")
 
     @property
-    def out_rows(self) -> int:
-        """Rows of the result that a program computes; its tile has fewer where rows are condensed."""
+    def outputs(self) -> int:
+        """Features of the result that a program computes: columns of the tile, or rows, which may be condensed."""
         pattern = self.experts.pattern
+        if self.op == "back":
+            return self.tile.cols
         return self.tile.rows if pattern is None else self.tile.rows // pattern.n * pattern.m
 
     @property
     def sides(self) -> tuple[str, ...]:
         """The weights that it multiplies by."""
-        if self.op == "down":
-            return ("down",)
+        if self.op in ("down", "back"):
+            return (self.op,)
         return expr.GATED_NAMES if self.experts.gated else ("up",)
 
     def __str__(self) -> str:

@@ -85,14 +85,25 @@ def test_matrices_of_different_strides_are_refused():
         torch.ops.samoyeds.gpu_experts(*args[:9], kernel, 20, "separate", "out_in", torch.float32, "triton")
 
 
-def test_packed_matrices_that_lie_apart_are_refused():
-    config = SparsityConfig(1, 2, 32)
-    _, args = packed_operands(operands(4, 5, 2, 3, 32, 32, "concatenated", "out_in", False), config)
-    _, apart = packed_operands(
-        operands(4, 5, 2, 3, 32, 32, "concatenated", "out_in", False, separate="up,down"), config
-    )
-    assert not isinstance(gpu_spec(*args[3:6], *args[9:], torch.float32), str)
-    assert "packed matrices of its own" in gpu_spec(*apart[3:6], *apart[9:], torch.float32)
+@pytest.mark.parametrize(
+    "config", [SparsityConfig(1, 1, 16), SparsityConfig(1, 2, 32, group=3), SparsityConfig(2, 4, 16)], ids=str
+)
+@pytest.mark.parametrize("weight_layout", ["out_in", "in_out"])
+@pytest.mark.parametrize(("layout", "separate"), SEPARATE)
+def test_packed_matrices_that_lie_apart(layout, separate, weight_layout, config):
+    """Values, metadata and selection of each expert, wherever they are; a stack beside them is read so as well."""
+    args = operands(1, 6, 2, 3, 40, 36, layout, weight_layout, True, separate=separate)
+    dense, packed = packed_operands(args, config)
+    assert gpu_spec(*packed[3:6], *packed[9:], torch.float32).separate
+    assert_right(packed, dense)
+
+
+def test_operands_of_packed_weights_are_counted():
+    _, args = packed_operands(operands(6, 4, 2, 3, 32, 32, "separate", "out_in", True), SparsityConfig(1, 2, 32))
+    args[3:6] = [[w.packed.values, w.packed.metadata] for (w,) in args[3:6]]
+    kernel = spec_of("float32", Pattern(1, 2, 32), ACTIVATIONS["separate"]).name
+    with pytest.raises(OperandError, match="gate has 2 tensors; pass 3 for a stack"):
+        torch.ops.samoyeds.gpu_experts(*args[:9], kernel, 32, "separate", "out_in", torch.float32, "triton")
 
 
 def test_half_precision():
@@ -149,12 +160,15 @@ def test_reasons_of_packed_weights(config, width, word):
     assert word in gpu_spec(*args[3:6], *args[9:], torch.float32)
 
 
-def test_gradients_of_packed_weights_take_the_other_way():
+def test_gradients_beside_packed_weights():
+    """Kernels have those; that of a packed weight itself takes the other way, and is nowhere wanted by itself."""
     _, args = packed_operands(operands(5, 4, 2, 3, 32, 32, "concatenated", "out_in", False), SparsityConfig(1, 2, 32))
     args[0].requires_grad_()
     canonical(args).sum().backward()
     assert args[0].grad.abs().sum() > 0
-    assert "gradients" in gpu_kernels(*args[1:2], *args[3:6], *args[9:], torch.float32, bias=False).text
+    found = gpu_kernels(*args[1:2], *args[3:6], *args[9:], torch.float32, bias=False)
+    assert "and its gradients" in found.text and not any(w.requires_grad for (w,) in args[4:6])
+    assert {"triton_backward_back_2.py", "triton_backward_up_0.py"} <= found.texts().keys()
 
 
 @pytest.mark.parametrize("sparse", [False, True])
@@ -245,7 +259,7 @@ def test_compiled_training_step(as_if_cuda, style, bias, tmp_path):
 
 def test_compiled_training_with_a_wrong_gradient(as_if_cuda, monkeypatch):
     """It is refused, the report says so, and training is PyTorch's."""
-    monkeypatch.setattr(gpu, "gradients_proven", lambda *a: prove_gradients.prove_gradients(*a, lambda *b: None))
+    monkeypatch.setattr(gpu, "gradients_proven", lambda *a: prove_gradients.prove_gradients(*a, outer=lambda *b: None))
     report, model, x = Report(), Block(width=32), torch.randn(6, 16)
     compiled = torch.compile(model, backend="samoyeds", options={"report": report, "base": "aot_eager"})
     for mine, theirs in zip(training_step(model, x, compiled), training_step(model, x, model), strict=True):

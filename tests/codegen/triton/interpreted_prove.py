@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from samoyeds_codegen.triton.emit import emit
-from samoyeds_codegen.triton.gradients import weight_gradient
+from samoyeds_codegen.triton.gradients import plain, weight_gradient
 from samoyeds_codegen.triton.kernel import Projection
 from samoyeds_codegen.triton.prove import prove
 from samoyeds_codegen.triton.prove_gradients import prove_gradients
@@ -23,16 +23,17 @@ def test_right_kernels_are_proven(pattern, form):
     assert prove(spec_of("float32", pattern), form, CPU) == ""
 
 
+@pytest.mark.parametrize("pattern", [None, Pattern(1, 2, 32)], ids=str)
 @pytest.mark.parametrize("form", [Form(), Form(False, True, True, True)], ids=["aligned", "ragged"])
-def test_matrices_that_lie_apart_are_proven(form):
+def test_matrices_that_lie_apart_are_proven(form, pattern):
     """And a table that is read wrongly is refused."""
-    spec = replace(spec_of("float32"), separate=True)
-    assert prove(spec, form, CPU) == "" == prove_gradients("float32", form, CPU, True)
+    spec = replace(spec_of("float32", pattern), separate=True)
+    assert prove(spec, form, CPU) == "" == prove_gradients(plain(spec), form, CPU)
 
     def load(kernel):
         return Projection(kernel, emit(kernel).replace("_TABLE + expert", "_TABLE + 0 * expert"))
 
-    assert "up float32 dense matrices" in prove(spec, form, CPU, load)
+    assert f"up float32 {pattern or 'dense'} matrices" in prove(spec, form, CPU, load)
 
 
 def test_half_precision_is_proven():
@@ -73,7 +74,7 @@ def test_what_raises_is_refused():
 @pytest.mark.parametrize("form", [Form(), Form(False, True, True, True)], ids=["aligned", "ragged"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_right_gradients_are_proven(dtype, form):
-    assert prove_gradients(dtype, form, CPU) == ""
+    assert prove_gradients(plain(spec_of(dtype)), form, CPU) == ""
 
 
 @pytest.mark.parametrize("wrong", ["twice", "beyond", "nobody's", "raises"])
@@ -88,4 +89,27 @@ def test_wrong_gradients_are_refused(wrong):
         if wrong == "beyond":
             torch.as_strided(out, (1,), (1,), out.storage_offset() + out.untyped_storage().nbytes() // 4 - 1).zero_()
 
-    assert "gradient" in prove_gradients("float32", Form(), CPU, outer=outer)
+    assert "gradient" in prove_gradients(plain(spec_of("float32")), Form(), CPU, outer=outer)
+
+
+@pytest.mark.parametrize("form", [Form(), Form(False, bias=True)], ids=["aligned", "ragged"])
+@pytest.mark.parametrize("pattern", [Pattern(1, 1, 32), Pattern(1, 2, 32, 16), Pattern(2, 4, 32)], ids=str)
+def test_gradients_beside_packed_weights_are_proven(pattern, form):
+    assert prove_gradients(plain(spec_of("float32", pattern)), form, CPU) == ""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("+ choice.to(tl.int32)", ""),
+        ("first_col // VECTOR", "0"),
+        ("& (col < cols)[None, :]", ""),
+        ("mask=slot_live[:, None] & (col < cols)", "mask=(col < cols)"),
+        ("(feature < rows)", "(feature < rows - 1)"),
+    ],
+)
+def test_wrong_kernels_that_go_back_are_refused(wrong, right):
+    def load(spec):
+        return Projection(spec, emit(spec).replace(wrong, right) if spec.op == "back" else None)
+
+    assert "back float32" in prove_gradients(plain(spec_of("float32", Pattern(1, 2, 32))), Form(), CPU, load)

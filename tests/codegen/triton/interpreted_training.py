@@ -6,11 +6,14 @@ import pytest
 import torch
 import torch.utils.flop_counter
 
+from samoyeds_codegen.triton.spec import Pattern
 from samoyeds_compile.errors import OperandError
 from samoyeds_compile.ops import gpu_gradients
+from samoyeds_compile.sparsity import SparsityConfig
 from tests.codegen.triton.cases import spec_of
-from tests.codegen.triton.training import IDS, OPS, block, case, check, check_frozen
+from tests.codegen.triton.training import IDS, OPS, block, case, check, check_frozen, check_packed
 from tests.ops.operands import ACTIVATIONS, leaves_of, operands, results
+from tests.ops.test_sparse_experts import packed_operands
 
 OPERANDS = {"x": 0, "router": 2, "gate": 3, "up": 4, "down": 5, "gate_bias": 6, "up_bias": 7, "down_bias": 8}
 
@@ -35,6 +38,35 @@ def test_matrices_that_lie_apart(layout, separate, weight_layout):
         block(each).sum().backward()
     assert leaves[5][1].grad is None
     assert all(torch.equal(leaves[5][e].grad, whole[5][e].grad) for e in (0, 2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    "config", [SparsityConfig(1, 1, 16), SparsityConfig(1, 2, 32, group=3), SparsityConfig(2, 4, 16)]
+)
+@pytest.mark.parametrize(("layout", "weight_layout"), [*zip(ACTIVATIONS, ["out_in", "in_out"] * 2, strict=True)])
+def test_packed_weights(layout, weight_layout, config):
+    """They are frozen; rows, routing weights and biases have the gradients that the pruned weights give."""
+    check_packed(operands(1, 6, 2, 3, 40, 36, layout, weight_layout, True), config)
+
+
+@pytest.mark.parametrize("separate", ["gate,up,down", "up"])
+def test_packed_matrices_that_lie_apart(separate):
+    args = operands(1, 6, 2, 3, 40, 36, "separate", "out_in", True, separate=separate)
+    check_packed(args, SparsityConfig(1, 2, 32))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_packed_weights_in_half_precision(dtype):
+    check_packed(operands(2, 5, 2, 3, 40, 36, "concatenated", "out_in", True, dtype), SparsityConfig(1, 2, 32))
+
+
+@pytest.mark.parametrize(
+    "ids", [IDS[:0], torch.full((3, 2), -1), torch.randint(5, (70, 3))], ids=["none", "nobody", "many"]
+)
+def test_packed_weights_and_routing(ids):
+    args = operands(1, *ids.shape, 5, 40, 36, "separate", "out_in", False)
+    args[1] = ids
+    check_packed(args, SparsityConfig(1, 2, 32))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -62,13 +94,13 @@ def test_subsets_of_what_is_trained():
 
 COUNTS = {
     # projected again, gradients of rows, gradients of weights
-    "router": (("router",), (2, 0, 0)),
-    "biases": (("up_bias", "down_bias"), (2, 0, 2)),
+    "router": (("router",), (1, 1, 0)),
+    "biases": (("up_bias", "down_bias"), (1, 1, 2)),
     "down": (("down",), (1, 0, 1)),
     "down_bias": (("down_bias",), (0, 0, 1)),
-    "attention": (("x",), (2, 1, 0)),
-    "experts": (("up", "down"), (2, 0, 2)),
-    "all": (("x", "router", "up", "down", "up_bias", "down_bias"), (2, 1, 4)),
+    "attention": (("x",), (1, 2, 0)),
+    "experts": (("up", "down"), (1, 1, 2)),
+    "all": (("x", "router", "up", "down", "up_bias", "down_bias"), (1, 2, 4)),
 }
 
 
@@ -142,7 +174,6 @@ def test_under_a_dispatch_mode():
         (1, torch.ones(5, 23), "grad"),
         (5, [torch.ones(5, 39, 24)], "up"),
         (8, torch.ones(4, 40), "up_bias"),
-        (10, "float32 1:2:32:1 gated silu(gate) * up", "kernel"),
     ],
 )
 def test_bad_operands_of_the_backward(index, bad, word):
@@ -151,3 +182,14 @@ def test_bad_operands_of_the_backward(index, bad, word):
     args[index] = bad
     with pytest.raises(OperandError, match=f"gpu_experts_backward: {word}"):
         OPS.gpu_experts_backward(*args)
+
+
+def test_packed_weights_have_no_gradient():
+    """The op says so; through the canonical op it takes the way that has one."""
+    _, args = packed_operands(operands(1, 5, 2, 5, 32, 32, "separate", "out_in", False), SparsityConfig(1, 2, 32))
+    stored = [[w.packed.values, w.packed.metadata, w.packed.selection] for (w,) in args[3:6]]
+    kernel = spec_of("float32", Pattern(1, 2, 32), ACTIVATIONS["separate"]).name
+    given = [torch.ones(5, 32), *args[:3], *stored, *args[6:9], kernel, 32, "separate", "out_in"]
+    assert OPS.gpu_experts_backward(*given, [True] + [False] * 7)[0].shape == (5, 32)
+    with pytest.raises(OperandError, match="gpu_experts_backward: wanted"):
+        OPS.gpu_experts_backward(*given, [False, False, True] + [False] * 5)

@@ -10,7 +10,7 @@ import re
 import pytest
 
 from samoyeds_codegen.triton.assemble import CAPABILITIES, assemble, assemble_gradient, assemble_plan
-from samoyeds_codegen.triton.select import kernels
+from samoyeds_codegen.triton.select import backs, kernels
 from samoyeds_codegen.triton.spec import ExpertsSpec, Pattern
 
 pytestmark = pytest.mark.skipif(
@@ -62,6 +62,15 @@ def test_gradient(mask, capability):
     assert any(name in found.sass for name in PRODUCT[capability])
 
 
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("pattern", PATTERNS[1:], ids=str)
+def test_products_by_packed_weights_themselves(pattern, separate, capability):
+    for spec in backs(dataclasses.replace(experts(pattern=pattern), separate=separate)):
+        found = check(spec, capability)
+        assert "LDG.E.128" in found.sass or "LDGSTS.E" in found.sass
+
+
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_rows_that_were_gathered(pattern):
     """Without an order there is another text to compile."""
@@ -70,13 +79,14 @@ def test_rows_that_were_gathered(pattern):
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("pattern", [None, PATTERNS[2]], ids=str)
 @pytest.mark.parametrize("op", ["up", "down"])
-def test_matrices_that_lie_apart(op, capability):
+def test_matrices_that_lie_apart(op, pattern, capability):
     """As many bytes at once as of a stack: a table counts in units that the compiler knows."""
-    largest = [k for k in kernels(dataclasses.replace(experts(), separate=True)) if k.op == op][-1]
+    largest = [k for k in kernels(dataclasses.replace(experts(pattern=pattern), separate=True)) if k.op == op][-1]
     found = check(largest, capability)
     wide = re.compile(r"LDGSTS\.E\.\S*128|LDG\.E\.\S*128")
-    stacked = assemble(dataclasses.replace(largest, experts=experts()), capability)
+    stacked = assemble(dataclasses.replace(largest, experts=experts(pattern=pattern)), capability)
     assert len(wide.findall(found.sass)) >= len(wide.findall(stacked.sass)) > 0
 
 
@@ -95,6 +105,7 @@ def test_float32_is_exact():
 @pytest.mark.parametrize("pattern", [*PATTERNS, Pattern(1, 2, 128), Pattern(1, 2, 16), Pattern(2, 4, 32, 16)], ids=str)
 def test_all_that_may_be_chosen(pattern, dtype):
     for activation in ("silu(gate) * up", "gelu(x)"):
-        for spec in kernels(experts(dtype, pattern, activation)):
+        block = experts(dtype, pattern, activation)
+        for spec in (*kernels(block), *(backs(block) if pattern else ())):
             for capability in CAPABILITIES:
                 check(spec, capability, bias=True)

@@ -3,6 +3,7 @@
 import ast
 import os
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ import pytest
 from samoyeds_codegen.errors import UnsupportedSpecError
 from samoyeds_codegen.expr import ExpressionError
 from samoyeds_codegen.triton.emit import TEMPLATES, emit, emit_gradients, emit_plan, emit_table
-from samoyeds_codegen.triton.index import selection_row, stored_rows
-from samoyeds_codegen.triton.select import candidates, choose, kernels
+from samoyeds_codegen.triton.index import block_row, selection_row, stored_rows
+from samoyeds_codegen.triton.select import backs, candidates, choose, choose_back, kernels
 from samoyeds_codegen.triton.spec import ExpertsSpec, KernelSpec, Pattern, Tile
 
 ACTIVATION = "silu(clamp(gate, None, 7.0)) * up"
@@ -30,8 +31,9 @@ def test_golden():
     assert text == EXPECTED.read_text(), f"{EXPECTED.name} differs; SAMOYEDS_ACCEPT=1 accepts the new text"
 
 
-@pytest.mark.parametrize("op", ["up", "down"])
-@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+@pytest.mark.parametrize(
+    ("op", "pattern"), [*product(("up", "down"), PATTERNS), *(("back", p) for p in PATTERNS if p)], ids=str
+)
 def test_readable(op, pattern):
     """Whoever opens it learns what it is from the first line; every line fits a screen; nothing is left over."""
     spec = KernelSpec(op, ExpertsSpec("bfloat16", pattern, ACTIVATION, True), TILE)
@@ -51,6 +53,7 @@ def test_every_template_is_used():
         emit_gradients(),
         emit_table(),
         *(emit(KernelSpec(op, s, TILE)) for op in ("up", "down") for s in specs),
+        *(emit(KernelSpec("back", s, TILE)) for s in specs if s.pattern),
     ]
     for path in TEMPLATES.glob("*.txt"):
         lines = [line for line in path.read_text().splitlines() if "$" not in line and not line.startswith("[")]
@@ -77,7 +80,8 @@ def test_names_of_specifications():
         (lambda: ExpertsSpec("float32", None, "gelu(x)", True), UnsupportedSpecError),
         (lambda: ExpertsSpec("float32", None, "open(x)", False), ExpressionError),
         (lambda: ExpertsSpec("float32", None, "to(silu(gate), 'bfloat16') * up", True), UnsupportedSpecError),
-        (lambda: replace(SPEC, separate=True), UnsupportedSpecError),
+        (lambda: KernelSpec("back", PLAIN, TILE), UnsupportedSpecError),
+        (lambda: KernelSpec("back", SPEC, Tile(32, 16, 64, 4, 3)), UnsupportedSpecError),
         (lambda: Pattern(3, 4, 32), UnsupportedSpecError),
         (lambda: Pattern(1, 2, 24), UnsupportedSpecError),
         (lambda: Tile(24, 16, 16, 4, 2), UnsupportedSpecError),
@@ -99,6 +103,7 @@ def test_index_formulas(pattern):
         text = selection_row(pattern, "row", "first")
         expected = [(b + first) // group * n + j for b in range(50) for j in range(n)]
         assert [eval(text, {"row": row, "first": first}) for row in range(50 * n)] == expected
+    assert [eval(block_row(pattern, "row"), {"row": row}) for row in range(40)] == [row // n * m for row in range(40)]
     text = stored_rows(pattern, "rows")
     assert [eval(text, {"rows": rows}) for rows in range(40)] == [-(-rows // m) * n for rows in range(40)]
 
@@ -117,3 +122,6 @@ def test_choice_of_tiles(dtype, pattern):
         assert -(-mean // chosen.slots) == min(passes)
         assert chosen.slots == min(s for s, p in zip(sizes, passes, strict=True) if p == min(passes))
     assert {k.tile for k in kernels(spec)} == {t for tiles in found for t in (tiles.up, tiles.down)}
+    if pattern is not None:
+        assert [choose_back(spec, slots, 8) for slots in (0, 8 * 16)] == [backs(spec)[0]] * 2
+        assert choose_back(spec, 100_000, 8) == backs(spec)[-1]

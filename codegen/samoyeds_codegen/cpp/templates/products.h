@@ -14,7 +14,7 @@ struct Runs {
 
 // Groups are computed in waves, so that of rows in the layout of a kernel there are about so many bytes at a time.
 struct Waves {
-  static constexpr int64_t BYTES = 8 << 20;
+  static constexpr int64_t BYTES = 2 << 20;
   std::vector<size_t> begins{0};  // of each wave its first group; then the end of the last one
   int64_t most = 0;               // bytes of a wave
 
