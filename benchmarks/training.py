@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,13 +109,20 @@ def peaks_of(arms: dict[str, Step], model: PreTrainedModel) -> dict[str, float]:
     return {name: statistics.median(peaks) for name, peaks in found.items()}
 
 
+def apart(point: Point, threads: int, seconds: float) -> Row:
+    """`measure` in a new process: what the memory of one point left behind is no matter of the next one."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, point, threads, seconds).result()
+
+
 def measure(point: Point, threads: int, seconds: float) -> Row:
     """One point.
 
     Raises:
         RuntimeError: a block was not rewritten.
     """
-    torch._dynamo.reset()
+    quieten()
+    torch.set_num_threads(threads)
     model, report = build(point), Report()
     compiled = {
         INDUCTOR: torch.compile(model, backend="inductor"),
@@ -167,7 +176,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=15.0, help="to measure each point for, at least 5 rounds")
     parser.add_argument("--json", type=Path, default=RESULTS / "training.json", metavar="FILE")
     options = parser.parse_args(arguments)
-    quieten()
     torch.set_num_threads(options.threads)
     where, rows = machine(), list[Row]()
     for model in options.models:
@@ -175,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for weights in options.weights:
                 for tokens in options.tokens:
                     point = Point(model, dtype, weights, tokens, options.layers)
-                    rows.append(measure(point, options.threads, options.seconds))
+                    rows.append(apart(point, options.threads, options.seconds))
                     print(rows[-1], flush=True)
                     options.json.write_text(json.dumps({"machine": where, "rows": rows}, indent=1) + "\n")
 
