@@ -181,7 +181,7 @@ def _texts(
     if "triton" in kinds:
         found = {f"triton_{kernel.op}_{number}.py": emit(kernel) for number, kernel in enumerate(kernels(spec))}
         if trains:
-            backward = enumerate(backward_kernels(spec))
+            backward = enumerate(backward_kernels(plain(spec)))
             found |= {f"triton_backward_{kernel.op}_{number}.py": emit(kernel) for number, kernel in backward}
             found["triton_backward_weights.py"] = emit_gradients()
     for each in candidates(spec, tuple(k for k in kinds if k in ("mma", "wgmma")), device.capability):

@@ -30,9 +30,12 @@ def plain(spec: ExpertsSpec) -> ExpertsSpec:
     return replace(spec, activation="x", gated=False)
 
 
-def backward_kernels(spec: ExpertsSpec) -> tuple[KernelSpec, ...]:
-    """What a backward of a block may launch, but for the sums over slots."""
-    return (*kernels(plain(spec)), *(backs(plain(spec)) if spec.pattern else ()))
+def backward_kernels(plain_spec: ExpertsSpec) -> tuple[KernelSpec, ...]:
+    """What a backward may launch for projections that `plain` made, but for the sums over slots."""
+    found = kernels(plain_spec)
+    if plain_spec.pattern is None:
+        return found
+    return (*(kernel for kernel in found if kernel.op == "up"), *backs(plain_spec))
 
 
 def project_tokens(x_TH: Tensor, order_S: Tensor, top_k: int, side: Side, offsets_E: Tensor, out_SO: Tensor) -> None:

@@ -9,11 +9,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from samoyeds_codegen.triton.gradients import OUTER, weight_gradient
+from samoyeds_codegen.triton.gradients import OUTER, backward_kernels, weight_gradient
 from samoyeds_codegen.triton.kernel import projection
 from samoyeds_codegen.triton.prove import ROUNDING, Load, compare, on, prove
 from samoyeds_codegen.triton.sample import EXPERTS, Form
-from samoyeds_codegen.triton.select import backs
 from samoyeds_codegen.triton.spec import ExpertsSpec
 
 Outer = Callable[[Tensor, Tensor, Tensor | None, int, Tensor, Tensor | None, Tensor], None]
@@ -39,9 +38,9 @@ def prove_gradients(
         load: how a kernel is loaded.
         outer: computes the gradient of a weight, or of a bias.
     """
-    whole = replace(form, interleaved=False)
-    if why := prove(plain_spec, whole, device, load) or _back(plain_spec, whole, device, load):
-        return why
+    for each in _forms(plain_spec, form):
+        if why := prove(plain_spec, each, device, load, backward_kernels):
+            return why
     try:
         with on(device), torch.device("cpu"):
             tried = (_outer(plain_spec.dtype, form.aligned, gathered, flip, device, outer) for gathered, flip in _WAYS)
@@ -50,12 +49,11 @@ def prove_gradients(
         return f"gradient kernels do not run on {device}: {type(error).__name__}: {str(error)[:500]}"
 
 
-def _back(spec: ExpertsSpec, form: Form, device: torch.device, load: Load) -> str:
-    """Products by the weights themselves, of rows of tokens and of slots."""
-    if spec.pattern is None:
-        return prove(spec, replace(form, transposed=not form.transposed), device, load)
-    forms = (replace(form, bias=False, gathered=gathered) for gathered in (False, True))
-    return next(filter(None, (prove(spec, each, device, load, backs) for each in forms)), "")
+def _forms(spec: ExpertsSpec, form: Form) -> list[Form]:
+    """Dense weights also transposed, by which they go back; rows in slot order also for packed ones."""
+    whole = replace(form, interleaved=False)
+    other = {"transposed": not form.transposed} if spec.pattern is None else {"gathered": True}
+    return [whole, replace(whole, **other)]
 
 
 _WAYS = ((True, False), (True, True), (False, False))
