@@ -71,6 +71,8 @@ def _wgmma(target: str) -> list[KernelSpec]:
     return [
         ProjectionSpec("up", target, P12, BF, 128, 16, 4, SWIGLU, True),
         ProjectionSpec("up", target, P12, BF, 128, 128, 4, SWIGLU, True),
+        ProjectionSpec("up", target, P12, BF, 128, 128, 4, SWIGLU, True, cluster=2),
+        ProjectionSpec("down", target, P24, FP, 128, 64, 4, bias=True, cluster=2),
         ProjectionSpec("up", target, P12_32, FP, 128, 128, 4, SWIGLU, True, True),
         ProjectionSpec("up", target, P11, BF, 128, 128, 4, SWIGLU, True),
         ProjectionSpec("up", target, P24, BF, 128, 64, 4, GEGLU, True),

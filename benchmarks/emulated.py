@@ -103,11 +103,11 @@ def _packed(spec: ProjectionSpec, dense: dict[str, Tensor], bias: dict[str, Tens
 
 
 def _tiles(spec: ProjectionSpec | RouteSpec, offsets_E: Tensor) -> tuple[Tensor, Tensor]:
-    ends = offsets_E.tolist()
+    ends, size = offsets_E.tolist(), spec.slots if isinstance(spec, ProjectionSpec) else spec.tokens
     tiles = [
-        [expert, first, min(spec.tokens, end - first), 0]
+        [expert, first, min(size, end - first), 0]
         for expert, (start, end) in enumerate(zip([0, *ends], ends, strict=False))
-        for first in range(start, end, spec.tokens)
+        for first in range(start, end, size)
     ]
     return torch.tensor(tiles, dtype=torch.int32), torch.tensor([len(tiles)], dtype=torch.int32)
 
@@ -121,7 +121,8 @@ def _emulate(launch: Launch) -> None:
             value = emulate.Output(value)
         values.append(ctypes.c_int64(value) if kind == "int64_t" else value)
     spec = launch.spec
-    emulate.run(emit(spec), f"samoyeds::{ENTRY}", launch.grid, (spec.threads,), spec.shared_bytes, values)
+    shape = (launch.grid, (spec.threads,), spec.shared_bytes)
+    emulate.run(emit(spec), f"samoyeds::{ENTRY}", *shape, values, cluster=spec.cluster)
 
 
 def _expected(

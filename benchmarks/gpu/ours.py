@@ -11,8 +11,7 @@ from benchmarks.gpu.contender import Bind, Call, Contender
 from benchmarks.gpu.inputs import Inputs
 from benchmarks.gpu.shapes import SWIGLU, Shape
 from benchmarks.gpu.weights import DENSE, PATTERNS, Weights
-
-KINDS = ("triton", "mma", "wgmma")
+from samoyeds_codegen.gpu.candidate import KINDS
 
 
 def contenders() -> list[Contender]:

@@ -14,7 +14,7 @@ from samoyeds_codegen.cuda.emit import emit as emit_cuda
 from samoyeds_codegen.cuda.nvrtc import compile_log
 from samoyeds_codegen.errors import KernelError
 from samoyeds_codegen.gpu.apart import proven_apart
-from samoyeds_codegen.gpu.candidate import KINDS, candidates, projection
+from samoyeds_codegen.gpu.candidate import KINDS, SLOTS, candidates, projection
 from samoyeds_codegen.gpu.choose import TUNED, choose
 from samoyeds_codegen.gpu.cost import Block
 from samoyeds_codegen.gpu.device import Device, device_of
@@ -35,6 +35,7 @@ NAMES = {
     "triton": "Triton",
     "mma": "CUDA mma.sp",
     "wgmma": "CUDA wgmma.sp",
+    "pairs": "CUDA wgmma.sp in pairs",
 }
 SAID = (1, 64, 4096)
 """Numbers of tokens for which the report says what is taken, where their number is a symbol."""
@@ -184,7 +185,7 @@ def _texts(
             backward = enumerate(backward_kernels(plain(spec)))
             found |= {f"triton_backward_{kernel.op}_{number}.py": emit(kernel) for number, kernel in backward}
             found["triton_backward_weights.py"] = emit_gradients()
-    for each in candidates(spec, tuple(k for k in kinds if k in ("mma", "wgmma")), device.capability):
+    for each in candidates(spec, tuple(k for k in kinds if k in SLOTS), device.capability):
         for op in ("up", "down"):
             kernel = projection(spec, op, each.kind, each.slots, device.capability, bias)
             name, text = f"{each.kind}_{op}_{each.slots}", emit_cuda(kernel)

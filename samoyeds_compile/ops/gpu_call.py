@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from samoyeds_codegen.cuda.block import Experts, Routing, plan_block
-from samoyeds_codegen.cuda.launch import run, target_of
+from samoyeds_codegen.cuda.launch import run
 from samoyeds_codegen.cuda.operands import Projection
 from samoyeds_codegen.expr import GATED_NAMES
-from samoyeds_codegen.gpu.candidate import Candidate, cuda_pattern
+from samoyeds_codegen.gpu.candidate import Candidate, cuda_pattern, cuda_target
 from samoyeds_codegen.gpu.device import Device
 from samoyeds_codegen.gpu.weights import matrix
 from samoyeds_codegen.triton.kernel import combine, gather, projection, work_list
@@ -85,7 +85,7 @@ def by_cuda(call: Call) -> Tensor:
     experts = Experts(cuda_pattern(call.spec), call.spec.activation, call.spec.gated, up, down)
     weights = call.weights_TK if call.weights_TK.dtype in SUMMED else call.weights_TK.float()
     routing = Routing(ids if ids.dtype in (torch.int32, torch.int64) else ids.long(), weights)
-    target = target_of(call.device.capability, call.candidate.kind == "wgmma")
+    target = cuda_target(call.candidate.kind, call.device.capability)
     out_dtype = call.out_dtype if call.out_dtype in SUMMED else torch.float32
     block = plan_block(call.x, experts, routing, target, call.device.processors, out_dtype, call.candidate.slots)
     run(block.launches, call.x.device)

@@ -71,7 +71,7 @@ def problem(case: Case, count: int, top_k: int, seed: int = 0) -> tuple[torch.Te
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_against_float64(pattern, dtype, wgmma) -> None:
     case = Case(pattern, bias=True, dtype=dtype, experts=5, hidden=640, width=384)
-    for count in (1, 7, 40, 200):
+    for count in (1, 7, 40, 200, 700):
         x, ids = problem(case, count, 2, seed=count)
         block, weights = planned(case, x, ids, wgmma)
         run(block.launches, x.cuda().device)

@@ -52,10 +52,10 @@ def sanitized(tool: str, *words: str) -> str:
 
 
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
-@pytest.mark.parametrize("kind", ["mma", "wgmma"])
+@pytest.mark.parametrize("kind", ["mma", "wgmma", "pairs"])
 @pytest.mark.parametrize("pattern", SPECS)
 def test_cuda_kernels(pattern, kind, tool) -> None:
-    if kind == "wgmma" and CAPABILITY != (9, 0):
+    if kind != "mma" and CAPABILITY != (9, 0):
         pytest.skip("needs sm_90a")
     question = json.dumps({
         "spec": SPECS[pattern].name, "kind": kind, "form": asdict(Form(aligned=False, bias=True)), "device": "cuda:0",

@@ -29,6 +29,7 @@ CONFIGS = [
     SparsityConfig(1, 2, 128, group=64),
     SparsityConfig(2, 4, 64),
 ]
+HOPPER = ("wgmma", "pairs")
 DTYPES = {torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 
@@ -37,7 +38,7 @@ def on_cuda(args):
 
 
 def skip_unless(kind):
-    if kind == "wgmma" and CAPABILITY != (9, 0):
+    if kind in HOPPER and CAPABILITY != (9, 0):
         pytest.skip("needs sm_90a")
 
 
@@ -91,7 +92,7 @@ def test_lowering_takes_what_is_proven():
     )
     args = on_cuda(packed)
     found = gpu_kernels(args[1], *args[3:6], *args[9:], torch.bfloat16, bias=False)
-    assert found.kinds.split() == [k for k in KINDS if k != "wgmma" or CAPABILITY == (9, 0)], found.text
+    assert found.kinds.split() == [k for k in KINDS if k not in HOPPER or CAPABILITY == (9, 0)], found.text
 
 
 def test_measured_candidates(tmp_path, monkeypatch):
@@ -100,7 +101,7 @@ def test_measured_candidates(tmp_path, monkeypatch):
     spec, block = ExpertsSpec("bfloat16", Pattern(1, 2, 128), "silu(gate) * up", True), Block(8, 512, 256)
     device = torch.device("cuda", torch.cuda.current_device())
     numbers = device_of(device)
-    kinds = tuple(k for k in KINDS if k != "wgmma" or CAPABILITY == (9, 0))
+    kinds = tuple(k for k in KINDS if k not in HOPPER or CAPABILITY == (9, 0))
     tune(spec, block, [16, 4096], device, numbers, kinds, progress=False)
     for slots in (16, 4096):
         times = stored(numbers)[key(spec, block, slots)]

@@ -112,7 +112,7 @@ def plan_block(
         return Block([], out_TH.zero_())
     count = experts.down.matrix.values.shape[0]
     up, down = (_spec(op, target, experts, x_TH.dtype, tile or tokens * top_k / count) for op in ("up", "down"))
-    launch, plan = plan_routing(RouteSpec(target, count, up.tokens, _name(routing.ids_TK)), routing.ids_TK)
+    launch, plan = plan_routing(RouteSpec(target, count, up.slots, _name(routing.ids_TK)), routing.ids_TK)
     first, h_SI = project(up, experts.up, readable(x_TH), plan, processors)
     second, y_SH = project(down, experts.down, h_SI, plan, processors)
     return Block([launch, first, second, combine(target, y_SH, plan, routing.weights_TK, out_TH)], out_TH)
@@ -133,6 +133,8 @@ def choose(
 ) -> ProjectionSpec:  # fmt: skip
     """The kernel of a projection: a tile for an expert's tokens, if its sums fit, and up to 4 stages, if they fit.
 
+    If two of the largest tiles of warpgroups are full, they are the tokens of a cluster.
+
     Args:
         op, target, pattern, dtype: see `ProjectionSpec`.
         activation, gated: of the experts; a down projection has none.
@@ -149,6 +151,7 @@ def choose(
         op, target, pattern, dtype, 128 if instruction == "wgmma" else 64,
         next((t for t in fitting if t >= tokens_per_expert), fitting[-1]), 2,
         activation if up else expr.IDENTITY, up and gated, bias,
+        2 if instruction == "wgmma" and tokens_per_expert >= 2 * fitting[-1] else 1,
     )  # fmt: skip
     stages = SHARED_LIMIT[target] * 1024 * least.stages // least.shared_bytes
     return replace(least, stages=min(stages, 4))
@@ -181,7 +184,7 @@ def project(spec: ProjectionSpec, weights: Projection, x: Tensor, plan: Plan, pr
         spec: the kernel.
         weights: what it multiplies with.
         x: rows of tokens or of slots, which start at multiples of 16 bytes.
-        plan: the plan, with tiles of at most ``spec.tokens`` slots.
+        plan: the plan, with tiles of at most ``spec.slots`` slots.
         processors: see `plan_block`.
 
     Returns:
@@ -198,7 +201,9 @@ def project(spec: ProjectionSpec, weights: Projection, x: Tensor, plan: Plan, pr
         "rows": weights.rows, "width": weights.width, "column_blocks": -(-weights.width // COLUMNS),
         "row_tiles": row_tiles, "top_k": plan.slot_TK.shape[1],
     }  # fmt: skip
-    blocks = processors if spec.wgmma else plan.tiles.shape[0] * row_tiles // spec.row_tiles
+    blocks = (
+        processors // spec.cluster * spec.cluster if spec.wgmma else plan.tiles.shape[0] * row_tiles // spec.row_tiles
+    )
     return Launch(spec, (blocks, 1), arguments), out
 
 

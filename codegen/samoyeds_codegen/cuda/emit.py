@@ -60,12 +60,15 @@ def _constants(spec: ProjectionSpec) -> str:
         "SETS": pattern.sets,
         "DENSE_ROWS": pattern.dense_rows,
         "PIECE_BYTES": layout.PIECE_BYTES,
+        "CLUSTER": spec.cluster,
     }
     flags = {
         "GATHER": spec.op == "up", "GATED": spec.gated, "BIAS": spec.bias, "SHARED": spec.shared, "DIRECT": spec.direct,
     }  # fmt: skip
     lines = [f"constexpr int {name} = {value};" for name, value in whole.items()]
     lines += [f"constexpr bool {name} = {str(value).lower()};" for name, value in flags.items()]
+    attribute = f" __cluster_dims__({spec.cluster}, 1, 1)" if spec.cluster > 1 else ""
+    lines.append(f"#define SAMOYEDS_CLUSTER{attribute}")
     offsets = [offset.to_cuda() for offset in (layout.VALUE, layout.METADATA)]
     return "\n".join([f"using Element = {_TYPE[spec.dtype]};", *lines, *offsets])
 

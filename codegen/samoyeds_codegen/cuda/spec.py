@@ -47,6 +47,7 @@ class ProjectionSpec:
         activation: an expression of `samoyeds_codegen.expr`.
         gated: whether there is a gate, so the expression reads ``gate`` and ``up``, not ``x``; a slab has rows of both.
         bias: whether there is one.
+        cluster: thread blocks that share the weights of one expert, with so many tokens each: 1, or 2 with wgmma.
 
     Raises:
         UnsupportedSpecError: there is no kernel for it; the message says why.
@@ -62,6 +63,7 @@ class ProjectionSpec:
     activation: str = expr.IDENTITY
     gated: bool = False
     bias: bool = False
+    cluster: int = 1
 
     def __post_init__(self) -> None:
         require(self.op in ("up", "down"), f"op {self.op} is not up or down")
@@ -78,6 +80,8 @@ class ProjectionSpec:
         require(self.tokens in tiles, f"a tile of {self.tokens} tokens is not one of {tiles}")
         rows = (128,) if self.wgmma else (64, 128)
         require(self.rows in rows, f"a tile of {self.rows} rows is not one of {rows}")
+        most_blocks = self.row_tiles if self.wgmma else 1
+        require(self.cluster in (1, most_blocks), f"clusters of {self.cluster} blocks have no kernel")
         require(2 <= self.stages <= 8, f"{self.stages} stages are not 2 to 8")
         require(self.sums <= most, f"{self.sums} sums in each thread spill, {most} do not; take fewer rows or tokens")
         limit = SHARED_LIMIT[self.target] * 1024
@@ -105,6 +109,11 @@ class ProjectionSpec:
     def direct(self) -> bool:
         """Whether all rows of an instruction do; gates and ups, which take turns in a slab, choose for themselves."""
         return self.shared and not self.gated and self.pattern.group % (64 if self.wgmma else 16) == 0
+
+    @property
+    def slots(self) -> int:
+        """Of one expert, that a tile of the routing plan has at most: the tokens of a cluster."""
+        return self.tokens * self.cluster
 
     @property
     def row_tiles(self) -> int:
@@ -136,7 +145,7 @@ class ProjectionSpec:
     def __str__(self) -> str:
         """One line for reports."""
         ending = f" {expr.display_name(self.activation)}" if self.activation != expr.IDENTITY else ""
-        tile = f"{self.rows}x{self.tokens}x{self.stages}"
+        tile = f"{self.rows}x{self.tokens}x{self.stages}{' in pairs' if self.cluster > 1 else ''}"
         return f"{self.op} {self.dtype} {self.pattern}{ending}{' bias' if self.bias else ''} {tile} {self.target}"
 
 
@@ -165,6 +174,7 @@ class RouteSpec:
         require(1 <= self.experts <= MOST_EXPERTS, f"{self.experts} experts are not 1 to {MOST_EXPERTS}")
 
     threads = 512
+    cluster = 1
 
     @property
     def shared_bytes(self) -> int:
@@ -203,6 +213,7 @@ class CombineSpec:
 
     shared_bytes = 0
     threads = 128
+    cluster = 1
 
     def __str__(self) -> str:
         """One line for reports."""

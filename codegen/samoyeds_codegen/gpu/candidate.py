@@ -14,8 +14,11 @@ from samoyeds_codegen.triton.select import Tiles
 from samoyeds_codegen.triton.select import candidates as triton_tiles
 from samoyeds_codegen.triton.spec import ExpertsSpec
 
-KINDS = ("triton", "mma", "wgmma")
-"""Triton for every kind of weights; CUDA with sparse products of warps, or of warpgroups, for packed ones."""
+KINDS = ("triton", "mma", "wgmma", "pairs")
+"""Triton for every kind of weights; CUDA with sparse products of warps, of warpgroups, or of warpgroups in clusters of
+two blocks that share weights, for packed ones."""
+SLOTS = {**TILE_TOKENS, "pairs": tuple(2 * tokens for tokens in TILE_TOKENS["wgmma"])}
+"""Of one expert, that a thread block of CUDA, or a cluster, may compute."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Candidate:
 
     Attributes:
         kind: one of `KINDS`.
-        slots: of one expert, that a program or thread block computes.
+        slots: of one expert, that a program, thread block or cluster computes.
         tiles: of Triton; None for CUDA kernels, whose tile follows from the number of slots.
     """
 
@@ -41,17 +44,16 @@ class Candidate:
 def candidates(spec: ExpertsSpec, kinds: tuple[str, ...], capability: tuple[int, int]) -> tuple[Candidate, ...]:
     """All candidates of these kinds; none of a kind that has no kernel for the block or the device."""
     found = [Candidate("triton", t.slots, t) for t in triton_tiles(spec)] if "triton" in kinds else []
-    for kind in ("mma", "wgmma"):
+    for kind, slots in SLOTS.items():
         if kind in kinds:
-            found += [
-                Candidate(kind, tokens) for tokens in TILE_TOKENS[kind] if _exists(spec, kind, tokens, capability)
-            ]
+            found += [Candidate(kind, count) for count in slots if _exists(spec, kind, count, capability)]
     return tuple(found)
 
 
-def _exists(spec: ExpertsSpec, kind: str, tokens: int, capability: tuple[int, int]) -> bool:
+def _exists(spec: ExpertsSpec, kind: str, slots: int, capability: tuple[int, int]) -> bool:
     try:
-        return all(projection(spec, op, kind, tokens, capability).tokens == tokens for op in ("up", "down"))
+        found = [projection(spec, op, kind, slots, capability) for op in ("up", "down")]
+        return all(kernel.slots == slots and (kernel.cluster > 1) == (kind == "pairs") for kernel in found)
     except UnsupportedSpecError:
         return False
 
@@ -70,6 +72,15 @@ def cuda_pattern(spec: ExpertsSpec) -> Pattern:
     return Pattern(p.n, p.m, p.vector, p.group)
 
 
+def cuda_target(kind: str, capability: tuple[int, int]) -> str:
+    """What kernels of a kind are compiled for on a device.
+
+    Raises:
+        UnsupportedSpecError: it has none.
+    """
+    return target_of(capability, kind in ("wgmma", "pairs"))
+
+
 def projection(
     spec: ExpertsSpec, op: str, kind: str, tokens: int, capability: tuple[int, int], bias: bool = False
 ) -> ProjectionSpec:
@@ -78,5 +89,5 @@ def projection(
     Raises:
         UnsupportedSpecError: there is none; the message says why.
     """
-    target = target_of(capability, kind == "wgmma")
+    target = cuda_target(kind, capability)
     return cuda_spec(op, target, cuda_pattern(spec), spec.dtype, spec.activation, spec.gated, bias, tokens)

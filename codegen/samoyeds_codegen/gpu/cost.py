@@ -110,7 +110,7 @@ class _Use:
         rows: dense rows of a thread block.
         density: the share of dense weights that it multiplies.
         spread: clocks of a multiprocessor to spread a dense weight.
-        places: blocks that run at a time.
+        places: blocks, or clusters of them, that run at a time.
         under_way: bytes of weights that each of them has asked for; rows come from the cache.
         rate: operations a second.
     """
@@ -150,20 +150,21 @@ def _triton(candidate: Candidate, op: str, spec: ExpertsSpec, device: Device) ->
 
 def _cuda(candidate: Candidate, spec: ExpertsSpec, device: Device) -> _Use:
     """Half of the kept rows' columns are multiplied, at the dense rate."""
-    wgmma, kept, tokens = candidate.kind == "wgmma", _kept_rows(spec), candidate.slots
-    pieces = 2 if wgmma else 1
-    share = wgmma_share(tokens) if wgmma else MMA_SHARE * device.mma_share
+    mma, kept, blocks = candidate.kind == "mma", _kept_rows(spec), 2 if candidate.kind == "pairs" else 1
+    pieces = 1 if mma else 2
+    share = MMA_SHARE * device.mma_share if mma else wgmma_share(candidate.slots // blocks, blocks)
     under_way = 3 * pieces * PIECE_BYTES
-    places = device.processors * (1 if wgmma else RESIDENT)
+    places = device.processors * RESIDENT if mma else device.processors // blocks
     rate = share * device.flops_per_clock * device.clock * device.processors
     return _Use(math.ceil(pieces * ROWS / kept), kept / 2, 0.0, places, under_way, rate)
 
 
-def wgmma_share(tokens: int) -> float:
+def wgmma_share(tokens: int, blocks: int = 1) -> float:
     """Of the sparse rate, where shared memory is the limit: 128 bytes a clock for both operands and their copies.
 
     Two groups of 64 rows share a tile of tokens; each product of 32 columns reads 64 N bytes of tokens and 2 KiB of
-    weights, and both have been written once.
+    weights, and both have been written once. In a cluster of two blocks one half of the weights is read once more, to
+    be sent.
     """
     read, weights = 64 * tokens, 2048
-    return 2 * read / (2 * read + 2 * weights + read + 2 * weights)
+    return 2 * read / (2 * read + 2 * weights + read + 2 * weights + (blocks - 1) * weights)

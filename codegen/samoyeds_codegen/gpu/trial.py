@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from samoyeds_codegen.cuda.block import Experts, Routing, plan_block
-from samoyeds_codegen.cuda.launch import run, target_of
+from samoyeds_codegen.cuda.launch import run
 from samoyeds_codegen.cuda.operands import Projection
-from samoyeds_codegen.gpu.candidate import Candidate, cuda_pattern
+from samoyeds_codegen.gpu.candidate import Candidate, cuda_pattern, cuda_target
 from samoyeds_codegen.gpu.cost import Block
 from samoyeds_codegen.gpu.device import device_of
 from samoyeds_codegen.gpu.weights import matrix
@@ -105,7 +105,7 @@ class Trial:
         experts = Experts(cuda_pattern(self.spec), self.spec.activation, self.spec.gated, up, down)
         routing = Routing(tokens.ids_TK, tokens.weights_TK)
         numbers = device_of(self.device)
-        target = target_of(numbers.capability, candidate.kind == "wgmma")
+        target = cuda_target(candidate.kind, numbers.capability)
         block = plan_block(tokens.x, experts, routing, target, numbers.processors, self._dtype, candidate.slots)
         run(block.launches, self.device)
         return block.out_TH

@@ -25,4 +25,4 @@ def run(launch: Launch, seed: int = 0, text: str = "") -> None:
             value.tensor.view(torch.uint8).fill_(255)  # NaN, or -1
     spec, text = launch.spec, text or emit(launch.spec)
     entry, block = f"samoyeds::{ENTRY}", (spec.threads,)
-    emulate.run(text, entry, launch.grid, block, spec.shared_bytes, values, seed=seed)
+    emulate.run(text, entry, launch.grid, block, spec.shared_bytes, values, cluster=spec.cluster, seed=seed)

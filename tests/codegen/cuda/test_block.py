@@ -53,6 +53,24 @@ def test_many_tokens(count, target) -> None:
     check(case, target, tokens(count, case), some_ids(count, 1, 2))
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("pattern", [Pattern(1, 2, 64), Pattern(2, 4, 32), Pattern(1, 1, 32)], ids=str)
+def test_pairs_of_blocks(pattern, seed) -> None:
+    """Each copies half of the weights and sends it to the other one, whose tokens may be few or none."""
+    case = Case(pattern, experts=3, hidden=640 if seed == 0 else 384, width=64, bias=True)
+    largest = 64 if pattern.n == 2 else 128
+    for ids in (some_ids(3 * 2 * largest + 20, 1, 3), torch.zeros(9, 1, dtype=torch.int64)):
+        plan = routing(ids, case.experts)
+        x = tokens(len(ids), case)
+        block = plan_block(x, case.packed(), plan, "sm_90a", 3, torch.float32, 2 * largest)
+        assert [launch.spec.cluster for launch in block.launches] == [1, 2, 2, 1]
+        assert block.launches[1].grid == (2, 1)
+        for launch in block.launches:
+            emulated.run(launch, seed)
+        expected = reference(case, x, ids, plan.weights_TK)
+        assert float((block.out_TH.double() - expected).norm()) <= TOLERANCE[case.dtype] * float(expected.norm())
+
+
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_any_schedule(target, seed) -> None:
@@ -137,6 +155,7 @@ def test_same_bits_in_any_company() -> None:
 def test_choice_of_tiles(target, pattern, tokens_per_expert, tokens, stages) -> None:
     found = choose("up", target, Pattern(*pattern), "bfloat16", "silu(gate) * up", True, False, tokens_per_expert)
     assert isinstance(found, ProjectionSpec) and (found.tokens, found.stages) == (tokens, stages)
+    assert found.cluster == (2 if target == "sm_90a" and tokens_per_expert == 1000 else 1)
 
 
 def test_refused_dtype() -> None:

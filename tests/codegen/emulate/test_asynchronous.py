@@ -308,6 +308,75 @@ def test_block_that_returned_is_no_target() -> None:
         remote(0)
 
 
+# Each block of a pair writes a row and sends it to the other one, twice; the other says when it has read it.
+PEERS = """
+struct P { int* out; };
+__global__ void __cluster_dims__(2) peers(P p) {
+  SAMOYEDS_SHARED(shared);
+  const uint32_t base = ptx::shared_address(shared), full = base + 256, empty = full + 8;
+  const uint32_t rank = ptx::cluster_rank(), mine = base + rank * 128;
+  int* const rows = reinterpret_cast<int*>(shared);
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(full, 1);
+    ptx::mbarrier_init(empty, 64);
+    ptx::fence_barrier_init();
+  }
+  ptx::cluster_sync();
+  for (int turn = 0; turn < 2; ++turn) {
+    if (turn) ptx::mbarrier_wait(empty, 0);
+    rows[rank * 32 + threadIdx.x] = blockIdx.x * 1000 + turn * 100 + threadIdx.x;
+    ptx::fence_proxy_async();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      ptx::bulk_copy_peer(mine, mine, 128, full, rank ^ 1);
+      ptx::mbarrier_expect(full, 128);
+    }
+    ptx::mbarrier_wait(full, turn);
+    for (int i = 0; i < 2; ++i)
+      p.out[((blockIdx.x * 2 + turn) * 2 + i) * 32 + threadIdx.x] = rows[i * 32 + threadIdx.x];
+    ptx::mbarrier_arrive(empty);
+    ptx::mbarrier_arrive_cluster(empty, rank ^ 1);
+  }
+  ptx::cluster_sync();
+}
+"""
+
+
+def peers(text: str = PEERS, seed: int = 0) -> None:
+    out = torch.empty(4, 2, 2, 32, dtype=torch.int32)
+    emulate.run(text, "peers", (4,), (32,), 272, [Output(out)], cluster=2, seed=seed)
+    block, turn, half, i = torch.meshgrid(*map(torch.arange, out.shape), indexing="ij")
+    assert torch.equal(out, ((block // 2 * 2 + half) * 1000 + turn * 100 + i).int())
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_copy_to_another_block(seed: int) -> None:
+    peers(seed=seed)
+
+
+PEER_MISTAKES = {
+    "not fenced": ("    ptx::fence_proxy_async();\n", "", MissingFenceError),
+    "other threads are not done": ("    __syncthreads();\n", "", (RaceError, UninitialisedError)),
+    "source overwritten": ("mbarrier_init(empty, 64)", "mbarrier_init(empty, 32)", (RaceError, InFlightError)),
+    "bytes not expected": ("mbarrier_expect(full, 128)", "mbarrier_arrive(full)", (DeadlockError, UninitialisedError)),
+    "not waited for": ("    ptx::mbarrier_wait(full, turn);\n", "", (InFlightError, RaceError, UninitialisedError)),
+    "to itself": ("full, rank ^ 1", "full, rank", OperandError),
+    "outside the cluster": ("full, rank ^ 1", "full, rank + 2", OperandError),
+    "odd size": ("mine, 128, full", "mine, 120, full", MisalignedError),
+    "exits early": ("  ptx::cluster_sync();\n}", "}", BarrierError),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PEER_MISTAKES)
+def test_planted_bug_of_copies_to_another_block(name: str) -> None:
+    """Under some schedule at least."""
+    right, wrong, error = PEER_MISTAKES[name]
+    assert right in PEERS
+    with pytest.raises(error):
+        for seed in range(8):
+            peers(PEERS.replace(right, wrong), seed)
+
+
 def test_no_such_block_to_arrive_in() -> None:
     with pytest.raises(OperandError, match="the cluster has no block 2"):
         remote(1, REMOTE.replace("(ready, 0);\n  if (rank == 1 &&", "(ready, 2);\n  if (rank == 1 &&"))

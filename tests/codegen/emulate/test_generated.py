@@ -62,7 +62,8 @@ def run(launch: Launch, seed: int = 0, text: str | None = None) -> None:
             arguments.append(ctypes.c_int64(value) if kind == "int64_t" else value)
     spec = launch.spec
     text, entry = text or emit(spec), f"samoyeds::{ENTRY}"
-    emulate.run(text, entry, launch.grid, (spec.threads,), spec.shared_bytes, arguments, seed=seed)
+    shape = (launch.grid, (spec.threads,), spec.shared_bytes)
+    emulate.run(text, entry, *shape, arguments, cluster=spec.cluster, seed=seed)
 
 
 def close(found: Tensor, expected: Tensor) -> None:

@@ -45,7 +45,7 @@ def kinds_of(found) -> set[str]:
 @pytest.mark.parametrize(
     ("block", "device", "kinds"),
     [
-        (spec(), H200, {"triton", "mma", "wgmma"}),
+        (spec(), H200, {"triton", "mma", "wgmma", "pairs"}),
         (spec(), A100, {"triton", "mma"}),
         (DENSE, H200, {"triton"}),
         (spec(dtype="float32"), H200, {"triton"}),
@@ -59,9 +59,9 @@ def test_candidates(block, device, kinds) -> None:
 
 
 def test_candidates_are_what_runs() -> None:
-    for candidate in candidates(spec(), ("mma", "wgmma"), H200.capability):
+    for candidate in candidates(spec(), ("mma", "wgmma", "pairs"), H200.capability):
         for op in ("up", "down"):
-            assert projection(spec(), op, candidate.kind, candidate.slots, H200.capability).tokens == candidate.slots
+            assert projection(spec(), op, candidate.kind, candidate.slots, H200.capability).slots == candidate.slots
 
 
 @pytest.mark.parametrize("device", [H200, A100, BLACKWELL], ids=lambda d: d.name)
@@ -98,7 +98,15 @@ def test_cost_obeys_its_bounds() -> None:
 def test_share_of_sparse_warpgroups() -> None:
     """KERNELS: 0.50 of the sparse rate with 128 tokens, as shared memory is the limit."""
     assert wgmma_share(128) == pytest.approx(0.5, abs=0.01)
-    assert wgmma_share(16) < 0.2
+    assert wgmma_share(16) < 0.2 and wgmma_share(128, 2) < wgmma_share(128)
+
+
+def test_pairs_read_weights_once() -> None:
+    """That is less from the cache with many tokens; with few, one of two blocks has nothing but copies to do."""
+    one, two = (candidates(spec(), (kind,), H200.capability)[-1] for kind in ("wgmma", "pairs"))
+    assert two.slots == 2 * one.slots
+    many, few = ([cost(c, spec(), MIXTRAL, slots, H200) for c in (one, two)] for slots in (65536, 64))
+    assert many[1] < 0.9 * many[0] and few[1] > few[0]
 
 
 def test_regimes() -> None:

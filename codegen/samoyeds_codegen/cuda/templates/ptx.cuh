@@ -65,6 +65,35 @@ DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) {
       "{\n.reg .pred over;\nagain_%=:\nmbarrier.try_wait.parity.shared::cta.b64 over, [%0], %1;\n"
       "@!over bra again_%=;\n}" :: "r"(barrier), "r"(parity) : "memory");
 }
+// The same in another block of the cluster, at the same address there: what this thread read before may be overwritten.
+// It needs no wider release, which would be a fence for the whole device.
+DEVICE void mbarrier_arrive_cluster(uint32_t barrier, uint32_t cta) {
+  asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+               "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" :: "r"(barrier), "r"(cta) : "memory");
+}
+// An arrival that announces bytes, which bulk copies of this phase bring.
+DEVICE void mbarrier_expect(uint32_t barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(barrier), "r"(bytes) : "memory");
+}
+DEVICE void fence_barrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+// From shared memory to the same or another place in that of another block; its barrier gets the bytes.
+DEVICE void bulk_copy_peer(uint32_t destination, uint32_t source, uint32_t bytes, uint32_t barrier, uint32_t cta) {
+  asm volatile("{\n.reg .b32 there, signal;\nmapa.shared::cluster.u32 there, %0, %4;\n"
+               "mapa.shared::cluster.u32 signal, %3, %4;\n"
+               "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [there], [%1], %2, [signal];\n}"
+               :: "r"(destination), "r"(source), "r"(bytes), "r"(barrier), "r"(cta) : "memory");
+}
+DEVICE void named_barrier_sync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory");
+}
+DEVICE uint32_t cluster_rank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+DEVICE void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
 // What ordinary instructions and cp.async wrote becomes visible to wgmma.
 DEVICE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

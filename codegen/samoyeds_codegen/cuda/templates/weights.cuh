@@ -24,15 +24,16 @@ DEVICE int stored_row(const Arguments& a, int row_tile, int row) {
 // 128 threads copy pieces of 64 rows and 128 columns. Eight lanes have eight rows, so they fill 128 bytes in a row;
 // the four chunks of a warp are 64 bytes of each row. What is beyond the last column is zero, with metadata of others.
 struct WeightRows {
+  static constexpr int COPIED = ROW_TILES / CLUSTER;  // the other blocks of a cluster send the others
   Matrix matrix;
-  int rows[ROW_TILES][4];  // where the values of a row begin; its metadata begins at an eighth of that
+  int rows[COPIED][4];  // where the values of a row begin; its metadata begins at an eighth of that
   int row, chunk, width;
 
   DEVICE WeightRows(const Arguments& a, const Tile& tile, int first_row_tile, int thread)
       : row(thread / 64 * 8 + thread % 8), chunk(thread / 8 % 8), width(a.width) {
     matrix = matrix_of(a, tile.expert, row >= 8);
 #pragma unroll
-    for (int t = 0; t < ROW_TILES; ++t)
+    for (int t = 0; t < COPIED; ++t)
 #pragma unroll
       for (int i = 0; i < 4; ++i) rows[t][i] = stored_row(a, first_row_tile + t, row + 16 * i) * (width / 2);
   }
@@ -42,7 +43,7 @@ struct WeightRows {
     const int pair = block * 4 + chunk < last ? block * 4 + chunk : last;
     const bool exists = column < width / 2;
 #pragma unroll
-    for (int t = 0; t < ROW_TILES; ++t)
+    for (int t = 0; t < COPIED; ++t)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const uint32_t piece = to + t * PIECE_BYTES;

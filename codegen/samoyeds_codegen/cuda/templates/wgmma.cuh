@@ -1,11 +1,29 @@
 // Sparse wgmma (sm_90a). Blocks stay and take one piece of work after the other: 128 condensed rows of TOKENS tokens.
-// Two warpgroups multiply, 64 rows each; the third copies weights and gathers tokens.
+// Two warpgroups multiply, 64 rows each; the third copies weights and gathers tokens. The two blocks of a cluster have
+// the same rows of the same expert and other tokens: each copies one of the two pieces of weights and sends it to the
+// other one, so that they come from the cache once.
 constexpr int CONSUMERS = 2, GROUP_THREADS = 128, THREADS = (CONSUMERS + 1) * GROUP_THREADS;
 constexpr int STAGE_BYTES = (TOKEN_BYTES + CONSUMERS * PIECE_BYTES + 1023) / 1024 * 1024;
 constexpr int LAG = STAGES / 2;  // copies are waited for this many stages later
 static_assert(ROW_TILES == CONSUMERS, "a piece for each warpgroup that multiplies");
+static_assert(CLUSTER == 1 || CLUSTER == CONSUMERS, "a piece for each block of a cluster to copy");
 
-// Barriers behind the stages: `full` for 128 copying threads, `empty` for each warp that reads.
+// Of this block in its cluster.
+DEVICE uint32_t rank() {
+  if constexpr (CLUSTER > 1) return ptx::cluster_rank();
+  return 0;
+}
+
+// Waits for all threads of the cluster.
+DEVICE void together() {
+  if constexpr (CLUSTER > 1)
+    ptx::cluster_sync();
+  else
+    __syncthreads();
+}
+
+// Barriers behind the stages: `full` for 128 copying threads and what the other block sends, `empty` for each warp that
+// reads, in both blocks of a cluster, as either writes there.
 struct Ring {
   uint32_t shared;
 
@@ -17,47 +35,71 @@ struct Ring {
   DEVICE void init() const {
     for (int i = 0; i < STAGES; ++i) {
       ptx::mbarrier_init(full(i), GROUP_THREADS);
-      ptx::mbarrier_init(empty(i), CONSUMERS * 4);
+      ptx::mbarrier_init(empty(i), CONSUMERS * 4 * CLUSTER);
     }
+    if constexpr (CLUSTER > 1) ptx::fence_barrier_init();
   }
 };
 
-// The pieces of work of this block: all rows of a tile of tokens before the next tile.
+// The pieces of work of this block: all rows of a tile of tokens before the next tile. A cluster shares the tokens of a
+// tile; there may be none for the last block.
 struct Work {
-  int row_groups, count;
+  int first, step, row_groups, count;
 
-  DEVICE explicit Work(const Arguments& a) : row_groups(a.row_tiles / CONSUMERS), count(*a.tile_count * row_groups) {}
-  DEVICE Tile tile(const Arguments& a, int piece) const { return a.tiles[piece / row_groups]; }
+  DEVICE explicit Work(const Arguments& a)
+      : first(blockIdx.x / CLUSTER),
+        step(gridDim.x / CLUSTER),
+        row_groups(a.row_tiles / CONSUMERS),
+        count(*a.tile_count * row_groups) {}
+
+  DEVICE Tile tile(const Arguments& a, int piece) const {
+    Tile tile = a.tiles[piece / row_groups];
+    if constexpr (CLUSTER > 1) {
+      const int before = int(rank()) * TOKENS, rest = tile.count - before;
+      tile.count = rest < 0 ? 0 : rest < TOKENS ? rest : TOKENS;
+      if (tile.count) tile.first_slot += before;
+    }
+    return tile;
+  }
   DEVICE int row_tile(int piece) const { return piece % row_groups * CONSUMERS; }
 };
 
-// What a copying thread's cp.async wrote for a stage is there: tell those who multiply.
-DEVICE void hand_over(const Ring& ring, uint32_t turn) {
+// What a copying thread's cp.async wrote for a stage is there: tell those who multiply, in either block.
+DEVICE void hand_over(const Ring& ring, uint32_t turn, int thread) {
   ptx::fence_proxy_async();
+  if constexpr (CLUSTER > 1) {
+    ptx::named_barrier_sync(1, GROUP_THREADS);
+    if (thread == 0) {
+      const uint32_t mine = ring.shared + ring.stage(turn) + TOKEN_BYTES + rank() * PIECE_BYTES;
+      ptx::bulk_copy_peer(mine, mine, PIECE_BYTES, ring.full(turn), rank() ^ 1);
+      return ptx::mbarrier_expect(ring.full(turn), PIECE_BYTES);
+    }
+  }
   ptx::mbarrier_arrive(ring.full(turn));
 }
 
 DEVICE void produce(const Arguments& a, const Ring& ring, int thread) {
   const Work work(a);
   uint32_t turn = 0;
-  for (int piece = blockIdx.x; piece < work.count; piece += gridDim.x) {
+  const int mine = int(rank()) * WeightRows::COPIED;
+  for (int piece = work.first; piece < work.count; piece += work.step) {
     const Tile tile = work.tile(a, piece);
     const TokenRows tokens(a, tile, thread);
-    const WeightRows weights(a, tile, work.row_tile(piece), thread);
+    const WeightRows weights(a, tile, work.row_tile(piece) + mine, thread);
     for (int block = 0; block < a.column_blocks; ++block, ++turn) {
       const uint32_t stage = ring.shared + ring.stage(turn);
       ptx::mbarrier_wait(ring.empty(turn), ring.parity(turn) ^ 1);
-      weights.copy(stage + TOKEN_BYTES, block);
+      weights.copy(stage + TOKEN_BYTES + mine * PIECE_BYTES, block);
       tokens.copy(stage, block);
       ptx::cp_async_commit();
       if (turn >= LAG) {
         ptx::cp_async_wait<LAG>();
-        hand_over(ring, turn - LAG);
+        hand_over(ring, turn - LAG, thread);
       }
     }
   }
   ptx::cp_async_wait<0>();
-  for (uint32_t last = turn < LAG ? 0 : turn - LAG; last < turn; ++last) hand_over(ring, last);
+  for (uint32_t last = turn < LAG ? 0 : turn - LAG; last < turn; ++last) hand_over(ring, last, thread);
 }
 
 // Descriptors (PTX ISA, "Matrix descriptor"): start, leading and stride byte offsets in units of 16 bytes, swizzle.
@@ -128,11 +170,17 @@ struct Multiplier {
   }
 };
 
+// A warp has read a stage.
+DEVICE void release(const Ring& ring, uint32_t turn) {
+  ptx::mbarrier_arrive(ring.empty(turn));
+  if constexpr (CLUSTER > 1) ptx::mbarrier_arrive_cluster(ring.empty(turn), rank() ^ 1);
+}
+
 DEVICE void consume(const Arguments& a, const Ring& ring, const unsigned char* shared, int group, int thread) {
   const Work work(a);
   Multiplier multiplier(thread);
   uint32_t turn = 0;
-  for (int piece = blockIdx.x; piece < work.count; piece += gridDim.x) {
+  for (int piece = work.first; piece < work.count; piece += work.step) {
     multiplier.start();
     const Tile tile = work.tile(a, piece);
     const int row_tile = work.row_tile(piece) + group;
@@ -143,7 +191,7 @@ DEVICE void consume(const Arguments& a, const Ring& ring, const unsigned char* s
       ptx::mbarrier_wait(ring.full(turn), ring.parity(turn));
       multiplier.block(stage, stage + TOKEN_BYTES + group * PIECE_BYTES, choices);
       __syncwarp();  // all lanes have read the stage
-      if (multiplier.lane == 0) ptx::mbarrier_arrive(ring.empty(turn));
+      if (multiplier.lane == 0) release(ring, turn);
     }
     if constexpr (SETS > 1) multiplier.choose(Choice());
     finish(a, tile, row_tile * 4 + multiplier.warp, multiplier.sums, multiplier.lane);
@@ -151,12 +199,13 @@ DEVICE void consume(const Arguments& a, const Ring& ring, const unsigned char* s
 }
 
 // Grid: as many blocks as run at a time.
-extern "C" __global__ void __launch_bounds__(THREADS, 1) samoyeds_kernel(const __grid_constant__ Arguments a) {
+extern "C" __global__ void SAMOYEDS_CLUSTER __launch_bounds__(THREADS, 1)
+    samoyeds_kernel(const __grid_constant__ Arguments a) {
   SAMOYEDS_SHARED(shared);
   const Ring ring{ptx::shared_address(shared)};
   const int group = threadIdx.x / GROUP_THREADS, thread = threadIdx.x % GROUP_THREADS;
   if (threadIdx.x == 0) ring.init();
-  __syncthreads();
+  together();
   if (group == CONSUMERS) {
     ptx::registers_down<88>();
     produce(a, ring, thread);
@@ -164,4 +213,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) samoyeds_kernel(const _
     ptx::registers_up<208>();
     consume(a, ring, shared, group, thread);
   }
+  if constexpr (CLUSTER > 1) together();  // the other block arrives in barriers of this one until it is done
 }

@@ -25,6 +25,7 @@ void emulated_cp_async(uint32_t target, const void* source, uint32_t bytes, int 
 void emulated_cp_async_commit(int line);
 void emulated_cp_async_wait(int pending, int line);
 void emulated_cp_async_mbarrier_arrive(uint32_t address, int line);
+void emulated_bulk_copy_peer(uint32_t target, uint32_t source, uint32_t bytes, uint32_t barrier, int cta, int line);
 void emulated_bulk_copy(uint32_t target, const void* source, uint32_t bytes, uint32_t barrier, uint32_t mask,
                         const char* name, int line);
 void emulated_fence_proxy_async(int line);

@@ -76,6 +76,11 @@ inline void bulk_copy_multicast(uint32_t dst, const void* src, uint32_t bytes, u
   emulated_bulk_copy(dst, src, bytes, mbarrier, mask, "bulk_copy_multicast", line);
 }
 
+inline void bulk_copy_peer(uint32_t dst, uint32_t src, uint32_t bytes, uint32_t mbarrier, uint32_t cta,
+                           int line = __builtin_LINE()) {
+  emulated_bulk_copy_peer(dst, src, bytes, mbarrier, int(cta), line);
+}
+
 template <class T, int N, int SELECTOR>
 inline void wgmma_sp(float (&d)[N / 2], uint64_t a, uint64_t b, uint32_t metadata, int line = __builtin_LINE()) {
   static_assert(number<T> >= 0 && N % 8 == 0 && N <= 256 && (SELECTOR == 0 || SELECTOR == 1));

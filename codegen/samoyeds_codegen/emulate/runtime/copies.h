@@ -85,6 +85,22 @@ extern "C" void emulated_bulk_copy(uint32_t target, const void* source, uint32_t
     if (mask ? mask >> cta & 1 : cta == f.cta) start_bulk(f, cta, target, from, bytes, barrier);
 }
 
+// From shared memory to that of another block of the cluster, whose mbarrier gets the bytes. The source is read until
+// that phase is over.
+extern "C" void emulated_bulk_copy_peer(uint32_t target, uint32_t source, uint32_t bytes, uint32_t barrier, int cta,
+                                        int line) {
+  Fiber& f = enter("bulk_copy_peer", line);
+  if (!bytes || bytes % 16) fail(f, Kind::MISALIGNED, target, text("%u bytes are no multiple of 16", bytes));
+  check_alignment(f, target, 16);
+  check_alignment(f, source, 16);
+  if (cta < 0 || cta >= machine->cluster || cta == f.cta)
+    fail(f, Kind::OPERAND, target, text("block %d is no other block of the cluster", cta));
+  const Place from = shared_place(f, cta_of(f), source, bytes);
+  const Mbarrier& b = find_mbarrier(f, cta, barrier, true);
+  check_read(f, from, bytes, {b.slot, b.phase + 1, f.clock, true});
+  start_bulk(f, cta, target, from.host(), bytes, barrier);
+}
+
 inline void land_bulk(Cta& cta, size_t which) {
   const BulkCopy c = cta.copies[which];
   cta.copies.erase(cta.copies.begin() + which);

@@ -61,6 +61,8 @@ inline void arrive(const Fiber& f, Mbarrier& b, const Clock& release) {
 extern "C" void emulated_mbarrier_arrive(uint32_t address, int cta, uint32_t expected, const char* name, int line) {
   Fiber& f = enter(name, line);
   if (cta >= machine->cluster) fail(f, Kind::OPERAND, address, text("the cluster has no block %d", cta));
+  if (cta >= 0 && !machine->ctas[cta].live)
+    fail(f, Kind::BARRIER, address, text("block %d of the cluster has exited", cta));
   Mbarrier& b = find_mbarrier(f, cta < 0 ? f.cta : cta, address, false);
   b.bytes += expected;
   arrive(f, b, f.clock);
