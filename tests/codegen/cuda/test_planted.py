@@ -73,6 +73,7 @@ def test_wrong_numbers(target, right, wrong) -> None:
         ("    ptx::named_barrier_sync(1, GROUP_THREADS);\n", "", UNORDERED),
         ("CONSUMERS * 4 * CLUSTER", "CONSUMERS * 4", emulate.EmulationError),
         ("(CLUSTER > 1) ptx::mbarrier_arrive_c", "(CLUSTER > 2) ptx::mbarrier_arrive_c", emulate.DeadlockError),
+        ("mbarrier_expect(ring.full(turn), PIECE_BYTES)", "mbarrier_arrive(ring.full(turn))", emulate.EmulationError),
         ("      ptx::bulk_copy_peer(", "      if (rank()) ptx::bulk_copy_peer(", emulate.DeadlockError),
         ("  if constexpr (CLUSTER > 1) together();", "", emulate.BarrierError),
         ("    ptx::cluster_sync();\n  else", "    __syncthreads();\n  else", (emulate.BarrierError, emulate.RaceError)),
