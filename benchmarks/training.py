@@ -10,6 +10,9 @@ count: it meets memory as the other arm left it, and in training nobody comes be
 memory in every step (``zero_grad(set_to_none=True)``, PyTorch's default). The step of an optimizer is left out: it is
 the same code.
 
+Time is the median over steps, and beside it the mean: where a virtual machine gives free memory back to its host, a
+step that touches such memory again takes longer, on large pages by tenths of a second.
+
 Ratios above 1 mean that Samoyeds is faster, or that it takes less memory. Memory is what the process held at most in a
 step (VmHWM, Linux only) above what it held before: activations, gradients of all parameters, and what is in passing.
 """
@@ -43,9 +46,9 @@ WEIGHTS = ("dense", "masked")
 PATTERN = SparsityConfig(1, 2, 32)
 LENGTH = 128
 """Of a sequence; as many of them as make the number of tokens."""
-WARM_UP, PEAKS = 3, 11
+WARM_UP, PEAKS = 3, 7
 """Steps that do not count, and steps whose peak is taken."""
-TURN = 3
+TURN = 4
 """Steps of a turn that count."""
 
 
@@ -134,30 +137,36 @@ def measure(point: Point, threads: int, seconds: float) -> Row:
         step()
     if not report.blocks or not all(block.rewritten for block in report.blocks):
         raise RuntimeError(f"{point}: only {len(report.rewritten)} blocks were rewritten")
-    timing = alternate({name: timer(step, threads) for name, step in arms.items()}, threads, seconds)
-    return row_of(point, timing, peaks_of(arms, model))
+    steps: dict[str, list[float]] = {name: [] for name in arms}
+    timers = {name: timer(step, threads, steps[name]) for name, step in arms.items()}
+    timing = alternate(timers, threads, seconds)
+    return row_of(point, steps, timing, peaks_of(arms, model))
 
 
-def timer(step: Step, threads: int) -> Callable[[], float]:
-    """Milliseconds of a step, the mean over those of a turn that count."""
+def timer(step: Step, threads: int, taken: list[float]) -> Callable[[], float]:
+    """Adds milliseconds of the steps of a turn that count to ``taken``, and gives their mean."""
     clock = clock_of(threads)
 
     def run() -> float:
         step()
-        start = clock()
         for _ in range(TURN):
+            start = clock()
             step()
-        return (clock() - start) * 1e3 / TURN
+            taken.append((clock() - start) * 1e3)
+        return statistics.mean(taken[-TURN:])
 
     return run
 
 
-def row_of(point: Point, timing: Timing, peaks: dict[str, float]) -> Row:
-    """What is printed and written."""
+def row_of(point: Point, steps: dict[str, list[float]], timing: Timing, peaks: dict[str, float]) -> Row:
+    """What is printed and written: medians and means over all steps that count."""
+    medians, means = ({name: of(taken) for name, taken in steps.items()} for of in (statistics.median, statistics.mean))
     return {
         **vars(point),
-        "ms": {name: round(timing.median(name), 1) for name in peaks},
-        "ratio": round(timing.ratio(INDUCTOR, SAMOYEDS), 3),
+        "ms": {name: round(ms, 1) for name, ms in medians.items()},
+        "mean_ms": {name: round(ms, 1) for name, ms in means.items()},
+        "ratio": round(medians[INDUCTOR] / medians[SAMOYEDS], 3),
+        "mean_ratio": round(means[INDUCTOR] / means[SAMOYEDS], 3),
         "peak_mib": {name: round(peak, 1) for name, peak in peaks.items()},
         "memory_ratio": round(peaks[INDUCTOR] / peaks[SAMOYEDS], 3),
         "rounds": timing.summary(),

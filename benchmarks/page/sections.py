@@ -52,8 +52,9 @@ SECTIONS = (
     Section(
         "Training", "training",
         "A step of training, forward and backward, without the optimizer: Samoyeds against Inductor. `masked` are "
-        "the masked weights of sparse training, whose products are dense in both arms. Ratios are medians over "
-        "rounds, so they may differ from those of the medians beside them. More in [training](training.md).",
+        "the masked weights of sparse training, whose products are dense in both arms. Times are medians over "
+        "steps (over rounds, in files without `of means`); `of means` is the ratio of the means, in which steps count "
+        "that touched memory which the machine had given back to its host. More in [training](training.md).",
         "python -m benchmarks.training --tokens {tokens} --json benchmarks/results/{stem}.json", tables.training,
     ),
     Section(

@@ -68,11 +68,12 @@ def training(content: Content) -> Iterator[Table]:
         "model": lambda r: r["model"], "dtype": lambda r: r["dtype"], "weights": lambda r: r["weights"],
         "tokens": lambda r: str(r["tokens"]), "layers": lambda r: str(r["layers"]),
         "Inductor, ms": lambda r: f"{r['ms']['inductor']:.1f}", "Samoyeds, ms": lambda r: f"{r['ms']['samoyeds']:.1f}",
-        "time": lambda r: ratio(r["ratio"], r["rounds"]["quiet"]), "peak memory": lambda r: ratio(r["memory_ratio"]),
+        "time": lambda r: ratio(r["ratio"], r["rounds"]["quiet"]),
+        "of means": lambda r: ratio(r["mean_ratio"]) if "mean_ratio" in r else "-",
+        "peak memory": lambda r: ratio(r["memory_ratio"]),
     })  # fmt: skip
-    yield Table(
-        table.caption, table.header, table.lines, [row[key] for row in rows for key in ("ratio", "memory_ratio")]
-    )
+    counted = ("ratio", "mean_ratio", "memory_ratio")
+    yield Table(table.caption, table.header, table.lines, [row[key] for row in rows for key in counted if key in row])
 
 
 def generate(content: Content) -> Iterator[Table]:
