@@ -36,6 +36,7 @@ NAMES = {
     "mma": "CUDA mma.sp",
     "wgmma": "CUDA wgmma.sp",
     "pairs": "CUDA wgmma.sp in pairs",
+    "registers": "CUDA wgmma.sp from registers",
 }
 SAID = (1, 64, 4096)
 """Numbers of tokens for which the report says what is taken, where their number is a symbol."""

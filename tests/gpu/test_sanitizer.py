@@ -24,7 +24,7 @@ pytestmark = [
 SWIGLU = "silu(gate) * up"
 SPECS = {
     "1:1": ExpertsSpec("float16", Pattern(1, 1, 32), SWIGLU, True),
-    "1:2": ExpertsSpec("bfloat16", Pattern(1, 2, 32), SWIGLU, True),
+    "1:2": ExpertsSpec("bfloat16", Pattern(1, 2, 64), SWIGLU, True),
 }
 TRITON = """
 import sys, torch
@@ -52,7 +52,7 @@ def sanitized(tool: str, *words: str) -> str:
 
 
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
-@pytest.mark.parametrize("kind", ["mma", "wgmma", "pairs"])
+@pytest.mark.parametrize("kind", ["mma", "wgmma", "pairs", "registers"])
 @pytest.mark.parametrize("pattern", SPECS)
 def test_cuda_kernels(pattern, kind, tool) -> None:
     if kind != "mma" and CAPABILITY != (9, 0):

@@ -26,10 +26,10 @@ pytestmark = [
 CONFIGS = [
     SparsityConfig(1, 1, 32),
     SparsityConfig(1, 2, 32),
+    SparsityConfig(1, 2, 64),
     SparsityConfig(1, 2, 128, group=64),
     SparsityConfig(2, 4, 64),
 ]
-HOPPER = ("wgmma", "pairs")
 DTYPES = {torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 
@@ -37,9 +37,16 @@ def on_cuda(args):
     return [[t.cuda() for t in a] if isinstance(a, list) else a.cuda() if torch.is_tensor(a) else a for a in args]
 
 
-def skip_unless(kind):
-    if kind in HOPPER and CAPABILITY != (9, 0):
-        pytest.skip("needs sm_90a")
+def kinds_of(config):
+    """That have kernels for a pattern on this device."""
+    pattern = Pattern(config.n, config.m, config.vector, config.group)
+    spec = ExpertsSpec("bfloat16", pattern, "silu(gate) * up", True)
+    return [kind for kind in KINDS if candidates(spec, (kind,), CAPABILITY)]
+
+
+def skip_unless(kind, config):
+    if kind not in kinds_of(config):
+        pytest.skip("no such kernel for this pattern and device")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -48,7 +55,7 @@ def skip_unless(kind):
 @pytest.mark.parametrize("layout", ["concatenated", "interleaved", "separate", "none"])
 @torch.no_grad()
 def test_op(layout, kind, config, dtype):
-    skip_unless(kind)
+    skip_unless(kind, config)
     for tokens in (0, 1, 40, 500):
         dense, packed = packed_operands(operands(1, tokens, 2, 5, 192, 160, layout, "out_in", True, dtype), config)
         found = torch.ops.samoyeds.experts_gpu(*on_cuda(packed), dtype, None, kind).cpu()
@@ -60,10 +67,9 @@ def test_op(layout, kind, config, dtype):
 @torch.no_grad()
 def test_cuda_graph(kind):
     """No call waits for the device; a graph that was captured with one routing computes another."""
-    skip_unless(kind)
-    _, packed = packed_operands(
-        operands(0, 40, 2, 4, 128, 96, "concatenated", "out_in", True, torch.bfloat16), SparsityConfig(1, 2, 32)
-    )
+    config = SparsityConfig(1, 2, 64)
+    skip_unless(kind, config)
+    _, packed = packed_operands(operands(0, 40, 2, 4, 128, 96, "concatenated", "out_in", True, torch.bfloat16), config)
     args = on_cuda(packed)
 
     def call():
@@ -87,12 +93,11 @@ def test_cuda_graph(kind):
 @torch.no_grad()
 def test_lowering_takes_what_is_proven():
     """Every kind that this device has an instruction for."""
-    _, packed = packed_operands(
-        operands(0, 40, 2, 4, 128, 96, "concatenated", "out_in", False, torch.bfloat16), SparsityConfig(1, 2, 32)
-    )
+    config = SparsityConfig(1, 2, 64)
+    _, packed = packed_operands(operands(0, 40, 2, 4, 128, 96, "concatenated", "out_in", False, torch.bfloat16), config)
     args = on_cuda(packed)
     found = gpu_kernels(args[1], *args[3:6], *args[9:], torch.bfloat16, bias=False)
-    assert found.kinds.split() == [k for k in KINDS if k not in HOPPER or CAPABILITY == (9, 0)], found.text
+    assert found.kinds.split() == kinds_of(config), found.text
 
 
 def test_measured_candidates(tmp_path, monkeypatch):
@@ -101,7 +106,7 @@ def test_measured_candidates(tmp_path, monkeypatch):
     spec, block = ExpertsSpec("bfloat16", Pattern(1, 2, 128), "silu(gate) * up", True), Block(8, 512, 256)
     device = torch.device("cuda", torch.cuda.current_device())
     numbers = device_of(device)
-    kinds = tuple(k for k in KINDS if k not in HOPPER or CAPABILITY == (9, 0))
+    kinds = tuple(kinds_of(SparsityConfig(1, 2, 128)))
     tune(spec, block, [16, 4096], device, numbers, kinds, progress=False)
     for slots in (16, 4096):
         times = stored(numbers)[key(spec, block, slots)]

@@ -87,7 +87,7 @@ class Block:
 
 def plan_block(
     x_TH: Tensor, experts: Experts, routing: Routing, target: str, processors: int, out_dtype: torch.dtype,
-    tile: int | None = None,
+    tile: int | None = None, weights: str = "shared",
 ) -> Block:  # fmt: skip
     """Launches that compute a block. Nothing is launched, and nothing waits for the device: shapes are enough.
 
@@ -99,6 +99,7 @@ def plan_block(
         processors: multiprocessors of the device; so many blocks of persistent kernels run.
         out_dtype: of the result.
         tile: slots of one expert that a thread block computes; None: about as many as an expert has on average.
+        weights: see `ProjectionSpec`.
 
     Returns:
         The launches and the result, [T, H], which is theirs to fill.
@@ -111,7 +112,8 @@ def plan_block(
     if not out_TH.numel() or not top_k:
         return Block([], out_TH.zero_())
     count = experts.down.matrix.values.shape[0]
-    up, down = (_spec(op, target, experts, x_TH.dtype, tile or tokens * top_k / count) for op in ("up", "down"))
+    each = tile or tokens * top_k / count
+    up, down = (_spec(op, target, experts, x_TH.dtype, each, weights) for op in ("up", "down"))
     launch, plan = plan_routing(RouteSpec(target, count, up.slots, _name(routing.ids_TK)), routing.ids_TK)
     first, h_SI = project(up, experts.up, readable(x_TH), plan, processors)
     second, y_SH = project(down, experts.down, h_SI, plan, processors)
@@ -122,24 +124,29 @@ def _name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _spec(op: str, target: str, experts: Experts, dtype: torch.dtype, tokens_per_expert: float) -> ProjectionSpec:
+def _spec(
+    op: str, target: str, experts: Experts, dtype: torch.dtype, tokens_per_expert: float, weights: str
+) -> ProjectionSpec:  # fmt: skip
     name, bias = str(dtype).removeprefix("torch."), (experts.up if op == "up" else experts.down).has_bias
-    return choose(op, target, experts.pattern, name, experts.activation, experts.gated, bias, tokens_per_expert)
+    return choose(
+        op, target, experts.pattern, name, experts.activation, experts.gated, bias, tokens_per_expert, weights
+    )
 
 
 def choose(
     op: str, target: str, pattern: Pattern, dtype: str, activation: str, gated: bool, bias: bool,
-    tokens_per_expert: float,
+    tokens_per_expert: float, weights: str = "shared",
 ) -> ProjectionSpec:  # fmt: skip
     """The kernel of a projection: a tile for an expert's tokens, if its sums fit, and up to 4 stages, if they fit.
 
-    If two of the largest tiles of warpgroups are full, they are the tokens of a cluster.
+    If two of the largest tiles of warpgroups are full, they are the tokens of a cluster, if weights are shared.
 
     Args:
         op, target, pattern, dtype: see `ProjectionSpec`.
         activation, gated: of the experts; a down projection has none.
         bias: whether this projection has one.
         tokens_per_expert: about how many.
+        weights: see `ProjectionSpec`.
 
     Raises:
         UnsupportedSpecError: there is none.
@@ -151,7 +158,7 @@ def choose(
         op, target, pattern, dtype, 128 if instruction == "wgmma" else 64,
         next((t for t in fitting if t >= tokens_per_expert), fitting[-1]), 2,
         activation if up else expr.IDENTITY, up and gated, bias,
-        2 if instruction == "wgmma" and tokens_per_expert >= 2 * fitting[-1] else 1,
+        2 if instruction == "wgmma" and weights == "shared" and tokens_per_expert >= 2 * fitting[-1] else 1, weights,
     )  # fmt: skip
     stages = SHARED_LIMIT[target] * 1024 * least.stages // least.shared_bytes
     return replace(least, stages=min(stages, 4))

@@ -70,5 +70,5 @@ VALUE = Offset(
     STEP_COLUMNS * ROWS * _step + 256 * sympy.floor(_row / 8) + 128 * _half + 16 * sympy.Mod(_row, 8),
 )
 """Of 8 kept values of a row: the first (``half`` 0) or second 16 dense columns of a step."""
-METADATA = Offset("metadata_offset", (_row, _sixteen), VALUE_BYTES + 16 * _row + 2 * _sixteen)
-"""Of the metadata of 16 columns of a row."""
+METADATA = Offset("metadata_offset", (_row, _sixteen), 16 * _row + 2 * _sixteen)
+"""Of the metadata of 16 columns of a row, behind the values."""

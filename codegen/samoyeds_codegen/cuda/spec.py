@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from samoyeds_codegen import expr
 from samoyeds_codegen.cpp.activation import to_cpp
-from samoyeds_codegen.cuda.layout import COLUMNS, PIECE_BYTES, ROWS
+from samoyeds_codegen.cuda.layout import COLUMNS, METADATA_BYTES, ROWS, VALUE_BYTES
 from samoyeds_codegen.cuda.pattern import Pattern, require
 
 DTYPES = ("bfloat16", "float16")
+PLACES = ("shared", "registers")
+"""From where products read weights."""
 WGMMA_TARGET = "sm_90a"
 SHARED_LIMIT = {
     "sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_90a": 227, "sm_100": 227, "sm_120": 99,
@@ -48,6 +50,7 @@ class ProjectionSpec:
         gated: whether there is a gate, so the expression reads ``gate`` and ``up``, not ``x``; a slab has rows of both.
         bias: whether there is one.
         cluster: thread blocks that share the weights of one expert, with so many tokens each: 1, or 2 with wgmma.
+        weights: from where products read them: ``shared`` memory, or ``registers`` with wgmma; clusters share memory.
 
     Raises:
         UnsupportedSpecError: there is no kernel for it; the message says why.
@@ -64,6 +67,7 @@ class ProjectionSpec:
     gated: bool = False
     bias: bool = False
     cluster: int = 1
+    weights: str = "shared"
 
     def __post_init__(self) -> None:
         require(self.op in ("up", "down"), f"op {self.op} is not up or down")
@@ -82,6 +86,7 @@ class ProjectionSpec:
         require(self.rows in rows, f"a tile of {self.rows} rows is not one of {rows}")
         most_blocks = self.row_tiles if self.wgmma else 1
         require(self.cluster in (1, most_blocks), f"clusters of {self.cluster} blocks have no kernel")
+        self._check_weights()
         require(2 <= self.stages <= 8, f"{self.stages} stages are not 2 to 8")
         require(self.sums <= most, f"{self.sums} sums in each thread spill, {most} do not; take fewer rows or tokens")
         limit = SHARED_LIMIT[self.target] * 1024
@@ -89,6 +94,19 @@ class ProjectionSpec:
             self.shared_bytes <= limit,
             f"{self.stages} stages need {self.shared_bytes} bytes of shared memory, {self.target} has {limit}",
         )
+
+    def _check_weights(self) -> None:
+        require(self.weights in PLACES, f"weights in {self.weights} are not in one of {', '.join(PLACES)}")
+        if self.in_registers:
+            require(self.wgmma, f"only wgmma reads weights from registers that it did not copy; {self.target} has none")
+            require(self.cluster == 1, "blocks of a cluster do not share registers")
+            torn = f"vectors of {self.pattern.vector} columns are torn apart where registers hold weights"
+            require(not self.pattern.selects or self.pattern.vector % 64 == 0, torn)
+
+    @property
+    def in_registers(self) -> bool:
+        """Whether products read weights from registers."""
+        return self.weights == "registers"
 
     @property
     def wgmma(self) -> bool:
@@ -127,9 +145,19 @@ class ProjectionSpec:
         return tiles * self.pattern.sets * self.tokens // 2
 
     @property
+    def value_bytes(self) -> int:
+        """Of values, in a piece of weights in shared memory."""
+        return 0 if self.in_registers else VALUE_BYTES
+
+    @property
+    def piece_bytes(self) -> int:
+        """Of a piece of weights in shared memory."""
+        return self.value_bytes + METADATA_BYTES
+
+    @property
     def stage_bytes(self) -> int:
         """Shared memory of one stage; tiles that wgmma reads swizzled start at multiples of 1024."""
-        used = self.tokens * COLUMNS * 2 + self.row_tiles * PIECE_BYTES
+        used = self.tokens * COLUMNS * 2 + self.row_tiles * self.piece_bytes
         return -(-used // 1024) * 1024 if self.wgmma else used
 
     @property
@@ -145,7 +173,8 @@ class ProjectionSpec:
     def __str__(self) -> str:
         """One line for reports."""
         ending = f" {expr.display_name(self.activation)}" if self.activation != expr.IDENTITY else ""
-        tile = f"{self.rows}x{self.tokens}x{self.stages}{' in pairs' if self.cluster > 1 else ''}"
+        how = " in pairs" if self.cluster > 1 else " from registers" if self.in_registers else ""
+        tile = f"{self.rows}x{self.tokens}x{self.stages}{how}"
         return f"{self.op} {self.dtype} {self.pattern}{ending}{' bias' if self.bias else ''} {tile} {self.target}"
 
 

@@ -14,10 +14,15 @@ from samoyeds_codegen.triton.select import Tiles
 from samoyeds_codegen.triton.select import candidates as triton_tiles
 from samoyeds_codegen.triton.spec import ExpertsSpec
 
-KINDS = ("triton", "mma", "wgmma", "pairs")
-"""Triton for every kind of weights; CUDA with sparse products of warps, of warpgroups, or of warpgroups in clusters of
-two blocks that share weights, for packed ones."""
-SLOTS = {**TILE_TOKENS, "pairs": tuple(2 * tokens for tokens in TILE_TOKENS["wgmma"])}
+KINDS = ("triton", "mma", "wgmma", "pairs", "registers")
+"""Triton for every kind of weights; for packed ones CUDA with sparse products of warps, of warpgroups, of warpgroups in
+clusters of two blocks that share weights, or of warpgroups that read weights from registers."""
+_WARPGROUPS = ("wgmma", "pairs", "registers")
+SLOTS = {
+    **TILE_TOKENS,
+    "pairs": tuple(2 * tokens for tokens in TILE_TOKENS["wgmma"]),
+    "registers": TILE_TOKENS["wgmma"][-2:],  # with fewer tokens memory is the limit, not what they relieve
+}
 """Of one expert, that a thread block of CUDA, or a cluster, may compute."""
 
 
@@ -78,7 +83,12 @@ def cuda_target(kind: str, capability: tuple[int, int]) -> str:
     Raises:
         UnsupportedSpecError: it has none.
     """
-    return target_of(capability, kind in ("wgmma", "pairs"))
+    return target_of(capability, kind in _WARPGROUPS)
+
+
+def weights_place(kind: str) -> str:
+    """From where kernels of a kind read weights; see `ProjectionSpec`."""
+    return "registers" if kind == "registers" else "shared"
 
 
 def projection(
@@ -90,4 +100,6 @@ def projection(
         UnsupportedSpecError: there is none; the message says why.
     """
     target = cuda_target(kind, capability)
-    return cuda_spec(op, target, cuda_pattern(spec), spec.dtype, spec.activation, spec.gated, bias, tokens)
+    return cuda_spec(
+        op, target, cuda_pattern(spec), spec.dtype, spec.activation, spec.gated, bias, tokens, weights_place(kind)
+    )

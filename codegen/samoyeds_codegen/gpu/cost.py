@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import sympy
 
-from samoyeds_codegen.cuda.layout import PIECE_BYTES, ROWS
+from samoyeds_codegen.cuda.layout import COLUMNS, PIECE_BYTES, ROWS
 from samoyeds_codegen.gpu.candidate import Candidate
 from samoyeds_codegen.gpu.device import Device
 from samoyeds_codegen.triton.spec import ExpertsSpec, Tile
@@ -153,6 +153,8 @@ def _cuda(candidate: Candidate, spec: ExpertsSpec, device: Device) -> _Use:
     mma, kept, blocks = candidate.kind == "mma", _kept_rows(spec), 2 if candidate.kind == "pairs" else 1
     pieces = 1 if mma else 2
     share = MMA_SHARE * device.mma_share if mma else wgmma_share(candidate.slots // blocks, blocks)
+    if candidate.kind == "registers":
+        share = registers_share(candidate.slots, device)
     under_way = 3 * pieces * PIECE_BYTES
     places = device.processors * RESIDENT if mma else device.processors // blocks
     rate = share * device.flops_per_clock * device.clock * device.processors
@@ -168,3 +170,14 @@ def wgmma_share(tokens: int, blocks: int = 1) -> float:
     """
     read, weights = 64 * tokens, 2048
     return 2 * read / (2 * read + 2 * weights + read + 2 * weights + (blocks - 1) * weights)
+
+
+def registers_share(tokens: int, device: Device) -> float:
+    """The same where weights come through registers, and only tokens are written and read.
+
+    Words that lanes exchange pass through shared memory too: half as many bytes as weights have. They are asked for one
+    block of columns ahead, which takes no less than the cache needs to answer.
+    """
+    read, exchanged = 64 * tokens, 2048
+    clocks = 2 * 2 * ROWS * tokens * COLUMNS / 2 / device.flops_per_clock
+    return min(2 * read / (2 * read + read + exchanged), clocks / (CACHE_LATENCY * device.clock))

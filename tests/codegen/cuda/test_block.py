@@ -27,9 +27,11 @@ def some_ids(count: int, top_k: int, experts: int, seed: int = 0) -> torch.Tenso
     return torch.randint(0, experts, (count, top_k), generator=torch.Generator().manual_seed(seed))
 
 
-def check(case: Case, target: str, x, ids, out_dtype=torch.float32, weights_dtype=torch.float32, seed=0) -> None:
+def check(
+    case: Case, target: str, x, ids, out_dtype=torch.float32, weights_dtype=torch.float32, seed=0, weights="shared"
+) -> None:
     plan = routing(ids, case.experts, dtype=weights_dtype)
-    block = plan_block(x, case.packed(), plan, target, 2, out_dtype)
+    block = plan_block(x, case.packed(), plan, target, 2, out_dtype, weights=weights)
     for launch in block.launches:
         emulated.run(launch, seed)
     expected = reference(case, x, ids, plan.weights_TK)
@@ -69,6 +71,24 @@ def test_pairs_of_blocks(pattern, seed) -> None:
             emulated.run(launch, seed)
         expected = reference(case, x, ids, plan.weights_TK)
         assert float((block.out_TH.double() - expected).norm()) <= TOLERANCE[case.dtype] * float(expected.norm())
+
+
+FROM_REGISTERS = [p for p in PATTERNS if not p.selects or p.vector % 64 == 0]
+
+
+@pytest.mark.parametrize("pattern", FROM_REGISTERS, ids=str)
+def test_weights_from_registers(pattern) -> None:
+    """Columns change their order in rows and in weights alike; 800 have whole blocks and one that ends early."""
+    for seed, (hidden, count) in enumerate([(160, 7), (800, 40)]):
+        case = Case(pattern, bias=True, hidden=hidden, dtype=torch.float16 if seed else torch.bfloat16, seed=seed)
+        check(case, "sm_90a", tokens(count, case), some_ids(count, 2, 3), seed=seed, weights="registers")
+
+
+def test_activations_and_ragged_shapes_from_registers() -> None:
+    case = Case(Pattern(2, 4, 128, 4), "up * tanh(gate)", hidden=36, width=20)
+    check(case, "sm_90a", tokens(3, case), some_ids(3, 2, 3), case.dtype, torch.bfloat16, weights="registers")
+    case = Case(Pattern(1, 2, 64), "square(relu(x))", gated=False, hidden=100, width=50)
+    check(case, "sm_90a", tokens(150, case), some_ids(150, 1, 3), weights="registers")
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -23,7 +23,7 @@ def test_a_piece_has_a_place_for_everything() -> None:
     places = [layout.VALUE(row, half, step) for row in range(64) for half in range(2) for step in range(4)]
     assert sorted(places) == list(range(0, layout.VALUE_BYTES, 16))
     words = [layout.METADATA(row, sixteen) for row in range(64) for sixteen in range(8)]
-    assert sorted(words) == list(range(layout.VALUE_BYTES, layout.PIECE_BYTES, 2))
+    assert sorted(words) == list(range(0, layout.METADATA_BYTES, 2))
 
 
 def test_weights_that_kernels_cannot_read() -> None:

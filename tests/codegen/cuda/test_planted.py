@@ -15,17 +15,19 @@ from tests.codegen.cuda.blocks import Case, reference, routing
 CASE = Case(Pattern(1, 2, 32), hidden=900, width=64)
 WIDE = replace(CASE, width=128)
 """Two pieces of rows, for two blocks."""
+LONG = replace(CASE, pattern=Pattern(1, 2, 64))
+"""Vectors that registers may hold."""
 MMA, WGMMA = "sm_80", "sm_90a"
 UNORDERED = (emulate.RaceError, emulate.UninitialisedError, emulate.InFlightError)
 
 
-def run_with(target: str, right: str, wrong: str, tile: int | None = None) -> float:
+def run_with(target: str, right: str, wrong: str, tile: int | None = None, weights: str = "shared") -> float:
     """The relative error of a block whose first projection has ``wrong`` in place of ``right``."""
-    case = WIDE if tile else CASE
+    case = WIDE if tile else CASE if weights == "shared" else LONG
     x = torch.randn(5, case.hidden, generator=torch.Generator().manual_seed(0)).to(case.dtype)
     ids = torch.tensor([[0, 1], [1, 0], [1, 2], [2, 1], [1, 0]])
     plan = routing(ids, case.experts)
-    block = plan_block(x, case.packed(), plan, target, 2 if tile else 1, torch.float32, tile)
+    block = plan_block(x, case.packed(), plan, target, 2 if tile else 1, torch.float32, tile, weights)
     for i, launch in enumerate(block.launches):
         text = emit(launch.spec)
         assert i != 1 or text.count(right) == 1
@@ -98,6 +100,37 @@ def test_wrong_numbers_of_pairs(right, wrong) -> None:
         assert run_with(WGMMA, right, wrong, 256) > 0.05
     except emulate.RaceError:
         assert "before" in right
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "error"),
+    [
+        ("    ptx::wgmma_wait<0>();\n", "", emulate.InFlightError),
+        ("  ptx::fence_proxy_async();\n  if", "  if", emulate.MissingFenceError),
+        ("const bool exists = column < columns;\n      asked", "const bool exists = true;\n      asked",
+         emulate.OutOfBoundsError),
+    ],
+)  # fmt: skip
+def test_misuse_of_registers(right, wrong, error) -> None:
+    with pytest.raises(error):
+        run_with(WGMMA, right, wrong, weights="registers")
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("IN_REGISTERS ? chunk % 4 * 2 + chunk / 4 : chunk", "chunk"),
+        ("bytes = q | (q + 4) << 4", "bytes = 2 * q | (2 * q + 1) << 4"),
+        ("second ? own.x : own.y, 1)", "second ? own.x : own.y, 2)"),
+        ("    ask(block + 1);", "    ask(block);"),
+    ],
+)
+def test_wrong_numbers_from_registers(right, wrong) -> None:
+    assert run_with(WGMMA, right, wrong, weights="registers") > 0.05
+
+
+def test_nothing_planted_in_registers() -> None:
+    assert run_with(WGMMA, "namespace samoyeds {", "namespace samoyeds {", weights="registers") < 2e-3
 
 
 @pytest.mark.parametrize("target", [MMA, WGMMA])

@@ -16,6 +16,7 @@ DOWN = ProjectionSpec("down", "sm_90a", Pattern(1, 2, 128, 16), "float16", 128, 
 def test_printed() -> None:
     assert str(UP) == "up bfloat16 1:2:32+2:4 swiglu 64x16x4 sm_80"
     assert str(DOWN) == "down float16 1:2:128+2:4/16 bias 128x128x4 sm_90a"
+    assert str(replace(DOWN, weights="registers")).endswith("bias 128x128x4 from registers sm_90a")
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,10 @@ def test_patterns_without_kernel(arguments, reason) -> None:
         (DOWN, {"rows": 64}, "64 rows is not one of"),
         (DOWN, {"stages": 5}, "shared memory"),
         (DOWN, {"pattern": Pattern(2, 4, 64)}, "192 sums"),
+        (DOWN, {"weights": "cache"}, "weights in cache"),
+        (DOWN, {"weights": "registers", "cluster": 2}, "do not share registers"),
+        (DOWN, {"weights": "registers", "pattern": Pattern(1, 2, 32)}, "vectors of 32 columns are torn apart"),
+        (UP, {"weights": "registers"}, "only wgmma"),
         (RouteSpec("sm_80", 8, 16), {"target": "sm_1"}, "sm_1 is not"),
         (RouteSpec("sm_80", 8, 16), {"experts": 1025}, "1025 experts"),
         (RouteSpec("sm_80", 8, 16), {"ids": "int8"}, "int8"),

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from samoyeds_codegen import emulate
 from samoyeds_codegen.emulate import Output
-from tests.codegen.emulate.fragments import metadata_fragment, sparse_matrix, warpgroup_accumulator
+from tests.codegen.emulate.fragments import a_fragment, metadata_fragment, sparse_matrix, warpgroup_accumulator
 
 # One warpgroup. A [64, 16] kept values and B [N, 64] (two steps of 32 columns, the second one for another A) come from
 # global memory through plain stores; `swizzle` is log2 of the 16-byte pieces in a row of the swizzle pattern.
@@ -180,3 +180,68 @@ def test_registers(registers: int, fits: bool) -> None:
         return
     with pytest.raises(emulate.OperandError, match=f"{registers} registers"):
         run(text)
+
+
+# The same product with A in registers: `fragments` are int32 [step][thread][4].
+FROM_REGISTERS = """
+constexpr int N = 24;
+struct P { const uint4* a; const uint4* b; const uint32_t* metadata; float* c; };
+__global__ void bf16(P p) {
+  SAMOYEDS_SHARED(shared);
+  const int t = threadIdx.x;
+  for (int i = t; i < N * 8; i += 128)
+    *reinterpret_cast<uint4*>(shared + i / 8 * 128 + ((i % 8 ^ i / 8 % 8) << 4)) = p.b[i];
+  ptx::fence_proxy_async();
+  __syncthreads();
+  float d[N / 2] = {};
+  uint32_t a[2][4];
+  for (int step = 0; step < 2; ++step) {
+    const uint4 mine = p.a[step * 128 + t];
+    a[step][0] = mine.x, a[step][1] = mine.y, a[step][2] = mine.z, a[step][3] = mine.w;
+  }
+  const uint64_t tokens = uint64_t(ptx::shared_address(shared) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
+  ptx::wgmma_fence();
+  ptx::wgmma_sp_registers<__nv_bfloat16, N, 0>(d, a[0], tokens, p.metadata[t]);
+  ptx::wgmma_sp_registers<__nv_bfloat16, N, 1>(d, a[1], tokens + (64 >> 4), p.metadata[t]);
+  ptx::wgmma_commit();
+  ptx::wgmma_wait<0>();
+  for (int i = 0; i < N / 2; ++i) p.c[t * N / 2 + i] = d[i];
+}
+"""
+
+
+def run_from_registers(text: str = FROM_REGISTERS, seed: int = 0) -> float:
+    """The largest difference from float64."""
+    parts = [sparse_matrix(64, 32, torch.bfloat16, seed=step) for step in range(2)]
+    b, out = torch.randn(COLUMNS, 64).bfloat16(), torch.empty(128, COLUMNS // 2)
+    warps = [[a_fragment(values[16 * w : 16 * w + 16]) for w in range(4)] for _, values, _ in parts]
+    fragments = torch.stack([torch.cat(of_step) for of_step in warps])
+    arguments = [fragments, b, metadata_of([positions for _, _, positions in parts]), Output(out)]
+    emulate.run(text, "bf16", (1,), (128,), 3072, arguments, seed=seed)
+    expected = sum(dense @ b[:, 32 * step : 32 * step + 32].double().T for step, (dense, _, _) in enumerate(parts))
+    return float((warpgroup_accumulator(out).double() - expected).abs().max())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_first_operand_in_registers(seed: int) -> None:
+    assert run_from_registers(seed=seed) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "error"),
+    [
+        ("  ptx::wgmma_fence();", "  ptx::wgmma_fence(); a[1][2] = 0;", emulate.MissingFenceError),
+        ("  ptx::wgmma_fence();", "", emulate.MissingFenceError),
+        ("  ptx::wgmma_wait<0>();", "  a[1][3] = 0; ptx::wgmma_wait<0>();", emulate.InFlightError),
+        ("  uint32_t a[2][4];", "  static uint32_t a[2][4];", emulate.EmulationError),
+        (", a[step][3] = mine.w;", ";", emulate.UninitialisedError),
+    ],
+)
+def test_misuse_of_registers(right: str, wrong: str, error: type[Exception]) -> None:
+    assert FROM_REGISTERS.count(right) == 1
+    with pytest.raises(error):
+        run_from_registers(FROM_REGISTERS.replace(right, wrong))
+
+
+def test_registers_of_another_step() -> None:
+    assert run_from_registers(FROM_REGISTERS.replace("d, a[1]", "d, a[0]")) > 0.5

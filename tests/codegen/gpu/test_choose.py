@@ -1,14 +1,15 @@
 """Which candidate the cost model takes, and that measured results overrule it; no device, no time."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from samoyeds_codegen.gpu import choose as chooser
-from samoyeds_codegen.gpu.candidate import KINDS, candidates, projection
+from samoyeds_codegen.gpu.candidate import KINDS, SLOTS, candidates, projection
 from samoyeds_codegen.gpu.choose import choose, regime
-from samoyeds_codegen.gpu.cost import Block, cost, wgmma_share
+from samoyeds_codegen.gpu.cost import Block, cost, registers_share, wgmma_share
 from samoyeds_codegen.gpu.device import NONE, Device, device_of
 from samoyeds_codegen.gpu.results import keep, key, of_block, path, stored
 from samoyeds_codegen.gpu.tune import MOST, tune
@@ -45,7 +46,8 @@ def kinds_of(found) -> set[str]:
 @pytest.mark.parametrize(
     ("block", "device", "kinds"),
     [
-        (spec(), H200, {"triton", "mma", "wgmma", "pairs"}),
+        (spec(), H200, set(KINDS)),
+        (spec(vector=32), H200, {"triton", "mma", "wgmma", "pairs"}),
         (spec(), A100, {"triton", "mma"}),
         (DENSE, H200, {"triton"}),
         (spec(dtype="float32"), H200, {"triton"}),
@@ -55,13 +57,15 @@ def kinds_of(found) -> set[str]:
 def test_candidates(block, device, kinds) -> None:
     """A kind without a kernel for a block or a device is no candidate, whatever the reason."""
     found = candidates(block, KINDS, device.capability)
-    assert kinds_of(found) == kinds and len(found) <= 12 and len({str(c) for c in found}) == len(found)
+    assert kinds_of(found) == kinds and len(found) <= 13 and len({str(c) for c in found}) == len(found)
 
 
 def test_candidates_are_what_runs() -> None:
-    for candidate in candidates(spec(), ("mma", "wgmma", "pairs"), H200.capability):
+    block = spec(vector=64)
+    for candidate in candidates(block, tuple(SLOTS), H200.capability):
         for op in ("up", "down"):
-            assert projection(spec(), op, candidate.kind, candidate.slots, H200.capability).slots == candidate.slots
+            kernel = projection(block, op, candidate.kind, candidate.slots, H200.capability)
+            assert kernel.slots == candidate.slots and kernel.in_registers == (candidate.kind == "registers")
 
 
 @pytest.mark.parametrize("device", [H200, A100, BLACKWELL], ids=lambda d: d.name)
@@ -99,6 +103,13 @@ def test_share_of_sparse_warpgroups() -> None:
     """KERNELS: 0.50 of the sparse rate with 128 tokens, as shared memory is the limit."""
     assert wgmma_share(128) == pytest.approx(0.5, abs=0.01)
     assert wgmma_share(16) < 0.2 and wgmma_share(128, 2) < wgmma_share(128)
+
+
+def test_share_of_weights_in_registers() -> None:
+    """More of the rate with many tokens; few are multiplied before the cache answers."""
+    assert wgmma_share(128) < registers_share(128, H200) < 2 / 3
+    slower = replace(H200, clock=H200.clock / 4)
+    assert registers_share(16, H200) < registers_share(16, slower) and registers_share(16, H200) < 0.2
 
 
 def test_pairs_read_weights_once() -> None:

@@ -23,7 +23,7 @@ A100 = Device("A100", (8, 0), 108, 1.41e9, 2.0e12)
 @pytest.fixture(autouse=True)
 def one_tile(monkeypatch):
     """Of each kind, as emulation takes seconds."""
-    monkeypatch.setattr(candidate, "SLOTS", {"mma": (16,), "wgmma": (16,), "pairs": (256,)})
+    monkeypatch.setattr(candidate, "SLOTS", {"mma": (16,), "wgmma": (16,), "pairs": (256,), "registers": (64,)})
     candidate.candidates.cache_clear()
     yield
     candidate.candidates.cache_clear()
@@ -37,7 +37,9 @@ def running(right="", wrong=""):
     return run
 
 
-@pytest.mark.parametrize(("kind", "capability"), [("mma", (8, 0)), ("wgmma", (9, 0)), ("pairs", (9, 0))])
+@pytest.mark.parametrize(
+    ("kind", "capability"), [("mma", (8, 0)), ("wgmma", (9, 0)), ("pairs", (9, 0)), ("registers", (9, 0))]
+)
 def test_right_kernels_are_proven(kind, capability) -> None:
     assert prove(SPEC, kind, Form(aligned=False, bias=True), CPU, capability, running()) == ""
 

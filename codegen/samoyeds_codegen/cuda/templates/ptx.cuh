@@ -19,6 +19,9 @@ DEVICE uint4 load_streaming(const uint4* from) {
   return r;
 }
 
+// Brings 64 bytes or more to the second-level cache; changes nothing else.
+DEVICE void prefetch(const void* from) { asm volatile("prefetch.global.L2 [%0];" :: "l"(from)); }
+
 // 16 bytes go past L1, 4 bytes through it; zeros, if not valid.
 template <int BYTES> DEVICE void cp_async(uint32_t destination, const void* source, bool valid) {
   static_assert(BYTES == 16 || BYTES == 4, "a size that no kernel needs");
@@ -107,6 +110,9 @@ template <int N> DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.
 // d += a * b by a warpgroup: a is 64x32 with 2:4 zeros, b is 32xN, both in shared memory. Specialised for each kernel.
 template <class T, int N, int SELECTOR>
 DEVICE void wgmma_sp(float (&d)[N / 2], uint64_t a, uint64_t b, uint32_t metadata);
+// The same with a in registers, as in mma_sp_m16n8k32: each warp has 16 rows. They are not to change before the wait.
+template <class T, int N, int SELECTOR>
+DEVICE void wgmma_sp_registers(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, uint32_t metadata);
 
 }  // namespace ptx
 #endif

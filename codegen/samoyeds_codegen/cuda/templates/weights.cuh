@@ -23,6 +23,7 @@ DEVICE int stored_row(const Arguments& a, int row_tile, int row) {
 
 // 128 threads copy pieces of 64 rows and 128 columns. Eight lanes have eight rows, so they fill 128 bytes in a row;
 // the four chunks of a warp are 64 bytes of each row. What is beyond the last column is zero, with metadata of others.
+// Values that are wanted IN_REGISTERS only come near, halves of a row at a time; their metadata is copied.
 struct WeightRows {
   static constexpr int COPIED = ROW_TILES / CLUSTER;  // the other blocks of a cluster send the others
   Matrix matrix;
@@ -48,9 +49,12 @@ struct WeightRows {
       for (int i = 0; i < 4; ++i) {
         const uint32_t piece = to + t * PIECE_BYTES;
         const Element* from = matrix.values + (rows[t][i] + (exists ? column : 0));
-        ptx::cp_async<16>(piece + value_offset(row + 16 * i, chunk % 2, chunk / 2), from, exists);
+        if constexpr (!IN_REGISTERS)
+          ptx::cp_async<16>(piece + value_offset(row + 16 * i, chunk % 2, chunk / 2), from, exists);
+        else if (exists && chunk % 4 == 0)
+          ptx::prefetch(from);
         const uint16_t* words = matrix.metadata + (rows[t][i] / 8 + 2 * pair);
-        if (chunk < 4) ptx::cp_async<4>(piece + metadata_offset(row + 16 * i, 2 * chunk), words, true);
+        if (chunk < 4) ptx::cp_async<4>(piece + VALUE_BYTES + metadata_offset(row + 16 * i, 2 * chunk), words, true);
       }
   }
 };
@@ -58,7 +62,8 @@ struct WeightRows {
 // A lane's metadata of a slab: a word for steps 0 and 1, another one for steps 2 and 3.
 DEVICE uint2 metadata_of(const unsigned char* piece, int slab, int lane) {
   const auto half = [=](int row, int sixteen) {
-    return uint32_t(*reinterpret_cast<const uint16_t*>(piece + metadata_offset(slab * 16 + row, sixteen)));
+    const int offset = VALUE_BYTES + metadata_offset(slab * 16 + row, sixteen);
+    return uint32_t(*reinterpret_cast<const uint16_t*>(piece + offset));
   };
   const int g = lane / 4, q = lane % 4;
   return make_uint2(half(g, q) | half(g + 8, q) << 16, half(g, 4 + q) | half(g + 8, 4 + q) << 16);

@@ -102,10 +102,7 @@ DEVICE void produce(const Arguments& a, const Ring& ring, int thread) {
   for (uint32_t last = turn < LAG ? 0 : turn - LAG; last < turn; ++last) hand_over(ring, last, thread);
 }
 
-// Descriptors (PTX ISA, "Matrix descriptor"): start, leading and stride byte offsets in units of 16 bytes, swizzle.
-DEVICE uint64_t weights_descriptor(uint32_t address) {
-  return uint64_t(address >> 4 & 0x3fff) | uint64_t(128 >> 4) << 16 | uint64_t(256 >> 4) << 32;
-}
+// A descriptor (PTX ISA, "Matrix descriptor"): start, leading and stride byte offset in units of 16 bytes, swizzle.
 DEVICE uint64_t tokens_descriptor(uint32_t address) {
   return uint64_t(address >> 4 & 0x3fff) | uint64_t(1) << 16 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
 }
@@ -130,42 +127,38 @@ struct Multiplier {
 
   // The steps of one vector, as many as agree on their sub-rows.
   template <int FIRST, int LAST>
-  DEVICE void steps(const Choices& choices, uint64_t weights, uint64_t tokens, const uint2& metadata) {
+  DEVICE void steps(const Choices& choices, const Weights& weights, uint64_t tokens) {
     if constexpr (SETS > 1) choose(choices.found[FIRST * 32 / VECTOR]);
     if (DIRECT && before.upper)
-      multiply<FIRST, LAST>(sums[SETS - 1], weights, tokens, metadata);
+      multiply<FIRST, LAST>(sums[SETS - 1], weights, tokens);
     else
-      multiply<FIRST, LAST>(sums[0], weights, tokens, metadata);
+      multiply<FIRST, LAST>(sums[0], weights, tokens);
   }
 
   template <int FIRST, int LAST>
-  DEVICE void multiply(float (&set)[TOKENS / 2], uint64_t weights, uint64_t tokens, const uint2& metadata) {
+  DEVICE void multiply(float (&set)[TOKENS / 2], const Weights& weights, uint64_t tokens) {
     ptx::wgmma_fence();
-    each_step<FIRST, LAST>(set, weights, tokens, metadata);
+    each_step<FIRST, LAST>(set, weights, tokens);
     ptx::wgmma_commit();
     ptx::wgmma_wait<0>();
   }
 
   template <int STEP, int LAST>
-  DEVICE void each_step(float (&set)[TOKENS / 2], uint64_t weights, uint64_t tokens, const uint2& metadata) {
+  DEVICE void each_step(float (&set)[TOKENS / 2], const Weights& weights, uint64_t tokens) {
     if constexpr (STEP < LAST) {
-      ptx::wgmma_sp<Element, TOKENS, STEP % 2>(set, weights + (value_offset(0, 0, STEP) >> 4),
-                                               tokens + ((STEP / 2 * TOKEN_HALF + STEP % 2 * 64) >> 4),
-                                               STEP < 2 ? metadata.x : metadata.y);
-      each_step<STEP + 1, LAST>(set, weights, tokens, metadata);
+      weights.multiply<STEP>(set, tokens + ((STEP / 2 * TOKEN_HALF + STEP % 2 * 64) >> 4));
+      each_step<STEP + 1, LAST>(set, weights, tokens);
     }
   }
 
-  DEVICE void block(const unsigned char* stage, const unsigned char* piece, const Choices& choices) {
-    const uint2 metadata = metadata_of(piece, warp, lane);
-    const uint64_t weights = weights_descriptor(ptx::shared_address(piece));
+  DEVICE void block(const unsigned char* stage, const Weights& weights, const Choices& choices) {
     const uint64_t tokens = tokens_descriptor(ptx::shared_address(stage));
     constexpr int TOGETHER = SETS > 1 ? VECTOR / 32 : 4;
-    steps<0, TOGETHER>(choices, weights, tokens, metadata);
-    if constexpr (TOGETHER < 4) steps<TOGETHER, 2 * TOGETHER>(choices, weights, tokens, metadata);
+    steps<0, TOGETHER>(choices, weights, tokens);
+    if constexpr (TOGETHER < 4) steps<TOGETHER, 2 * TOGETHER>(choices, weights, tokens);
     if constexpr (TOGETHER < 2) {
-      steps<2, 3>(choices, weights, tokens, metadata);
-      steps<3, 4>(choices, weights, tokens, metadata);
+      steps<2, 3>(choices, weights, tokens);
+      steps<3, 4>(choices, weights, tokens);
     }
   }
 };
@@ -185,11 +178,14 @@ DEVICE void consume(const Arguments& a, const Ring& ring, const unsigned char* s
     const Tile tile = work.tile(a, piece);
     const int row_tile = work.row_tile(piece) + group;
     Choices choices(a, tile, row_tile, multiplier.warp, multiplier.lane);
+    Weights weights(a, tile, row_tile, multiplier.warp, multiplier.lane);
     for (int block = 0; block < a.column_blocks; ++block, ++turn) {
       const unsigned char* stage = shared + ring.stage(turn);
       if constexpr (SETS > 1) choices.look_up(block);
+      weights.go_on(block);
       ptx::mbarrier_wait(ring.full(turn), ring.parity(turn));
-      multiplier.block(stage, stage + TOKEN_BYTES + group * PIECE_BYTES, choices);
+      weights.take(stage + TOKEN_BYTES + group * PIECE_BYTES);
+      multiplier.block(stage, weights, choices);
       __syncwarp();  // all lanes have read the stage
       if (multiplier.lane == 0) release(ring, turn);
     }

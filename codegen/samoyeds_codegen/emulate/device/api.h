@@ -35,6 +35,8 @@ void emulated_mbarrier_arrive(uint32_t address, int cta, uint32_t expected, cons
 void emulated_mbarrier_wait(uint32_t address, uint32_t parity, int line);
 void emulated_wgmma_sp(float* d, uint64_t a, uint64_t b, uint32_t metadata, int type, int columns, int selector,
                        int line);
+void emulated_wgmma_sp_registers(float* d, const uint32_t* a, uint64_t b, uint32_t metadata, int type, int columns,
+                                 int selector, int line);
 void emulated_wgmma_fence(int line);
 void emulated_wgmma_commit(int line);
 void emulated_wgmma_wait(int pending, int line);

@@ -36,6 +36,8 @@ __attribute__((noinline, no_sanitize("thread"))) static uint4 load_streaming(con
   return *static_cast<const uint4*>(emulated_load(p, 16, "load_streaming", line));
 }
 
+inline void prefetch(const void* p, int line = __builtin_LINE()) { emulated_load(p, 1, "prefetch", line); }
+
 template <int BYTES>
 inline void cp_async(uint32_t dst, const void* src, bool valid, int line = __builtin_LINE()) {
   static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16);
@@ -85,6 +87,12 @@ template <class T, int N, int SELECTOR>
 inline void wgmma_sp(float (&d)[N / 2], uint64_t a, uint64_t b, uint32_t metadata, int line = __builtin_LINE()) {
   static_assert(number<T> >= 0 && N % 8 == 0 && N <= 256 && (SELECTOR == 0 || SELECTOR == 1));
   emulated_wgmma_sp(d, a, b, metadata, number<T>, N, SELECTOR, line);
+}
+template <class T, int N, int SELECTOR>
+inline void wgmma_sp_registers(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, uint32_t metadata,
+                               int line = __builtin_LINE()) {
+  static_assert(number<T> >= 0 && N % 8 == 0 && N <= 256 && (SELECTOR == 0 || SELECTOR == 1));
+  emulated_wgmma_sp_registers(d, a, b, metadata, number<T>, N, SELECTOR, line);
 }
 inline void wgmma_fence(int line = __builtin_LINE()) { emulated_wgmma_fence(line); }
 inline void wgmma_commit(int line = __builtin_LINE()) { emulated_wgmma_commit(line); }

@@ -9,7 +9,7 @@ inline void touch_stack(Fiber& f, const void* p, size_t bytes) {
   ++f.tick;
   for (size_t i = 0; i < words; ++i) {
     uint32_t& touched = f.touched_at(p)[i];
-    if (touched == Fiber::OWNED) fail(f, Kind::IN_FLIGHT, 0, "an accumulator of a wgmma that has not been waited for");
+    if (touched == Fiber::OWNED) fail(f, Kind::IN_FLIGHT, 0, "a register of a wgmma that has not been waited for");
     touched = f.tick;
   }
 }

@@ -19,6 +19,7 @@ struct Descriptor {
 
 struct WgmmaOperands {
   float* d;
+  const uint32_t* registers;  // four of them are a; null: the descriptor is
   uint64_t a, b;
   uint32_t metadata;
 };
@@ -28,6 +29,7 @@ struct Matmul {
   uint32_t epoch;                      // of the warpgroup's slot, for the bytes that it reads
   Descriptor a, b;
   float* d[128];
+  const uint32_t* registers[128];
   uint32_t metadata[128];
 };
 
@@ -74,14 +76,22 @@ inline void check_operand(const Group& group, const Descriptor& x, int rows, int
 
 inline bool in_flight(const Fiber& f, const float* d) { return *const_cast<Fiber&>(f).touched_at(d) == Fiber::OWNED; }
 
-// Accumulators must be fenced after any other access; those of a product under way belong to it.
-inline void take_accumulators(Fiber& f, const float* d, int count) {
-  if (!f.on_stack(d)) fail(f, Kind::OPERAND, uint64_t(d), "accumulators must be local variables");
+// Registers of a product must be fenced after any other access; those of one under way belong to it.
+inline void take_registers(Fiber& f, const char* name, const void* first, int count) {
+  const auto* registers = static_cast<const uint32_t*>(first);
+  if (!f.on_stack(first)) fail(f, Kind::OPERAND, uint64_t(first), text("%ss must be local variables", name));
   if (!f.wgmma_fenced) fail(f, Kind::FENCE, 0, "no wgmma_fence comes before it");
   for (int i = 0; i < count; ++i) {
-    uint32_t& touched = *f.touched_at(d + i);
+    uint32_t& touched = *f.touched_at(registers + i);
     if (touched != Fiber::OWNED && touched > f.fence_tick)
-      fail(f, Kind::FENCE, 0, text("accumulator %d was read or written after the last wgmma_fence", i));
+      fail(f, Kind::FENCE, 0, text("%s %d was read or written after the last wgmma_fence", name, i));
+  }
+}
+
+inline void mark_registers(Group& group, const Matmul& m, uint32_t mark) {
+  for (int i = 0; i < 128; ++i) {
+    std::fill_n(member(group, i).touched_at(m.d[i]), m.columns / 2, mark);
+    if (m.registers[i]) std::fill_n(member(group, i).touched_at(m.registers[i]), 4, mark);
   }
 }
 
@@ -105,27 +115,39 @@ inline void start_product(Group& group, Collective& c, int type, int columns, in
       type, columns, selector, -1, uint32_t(group.committed + 1), Descriptor(first.a), Descriptor(first.b), {}, {}};
   const Clock known = known_to_all_warps(group);
   const Agent agent{group.slot, m->epoch, known, true};
-  check_operand(group, m->a, 64, 2, agent, "a");
+  if (!first.registers) check_operand(group, m->a, 64, 2, agent, "a");
   check_operand(group, m->b, columns, 4, agent, "b");
   for (int i = 0; i < 128; ++i) {
     const auto& mine = *static_cast<WgmmaOperands*>(c.operands[i]);
     Fiber& f = member(group, i);
     m->d[i] = mine.d;
+    m->registers[i] = mine.registers;
     m->metadata[i] = mine.metadata;
-    take_accumulators(f, mine.d, columns / 2);
+    take_registers(f, "accumulator", mine.d, columns / 2);
+    if (mine.registers) take_registers(f, "register of a", mine.registers, 4);
+    if (mine.registers) check_registers(f, "a", mine.registers, 4);
     if (!in_flight(f, mine.d)) check_registers(f, "d", reinterpret_cast<const uint32_t*>(mine.d), columns / 2);
   }
-  for (int i = 0; i < 128; ++i) std::fill_n(member(group, i).touched_at(m->d[i]), columns / 2, Fiber::OWNED);
+  mark_registers(group, *m, Fiber::OWNED);
   group.products.push_back(m);
+}
+
+inline void multiply_with(WgmmaOperands mine, int type, int columns, int selector) {
+  Group& group = warpgroup_of();
+  collective(group, full_mask(group), uint64_t(columns) << 3 | bool(mine.registers) << 2 | type << 1 | selector, &mine,
+             [&](Collective& c) { start_product(group, c, type, columns, selector); });
 }
 
 extern "C" void emulated_wgmma_sp(float* d, uint64_t a, uint64_t b, uint32_t metadata, int type, int columns,
                                   int selector, int line) {
   enter("wgmma_sp", line);
-  Group& group = warpgroup_of();
-  WgmmaOperands mine{d, a, b, metadata};
-  collective(group, full_mask(group), uint64_t(columns) << 2 | type << 1 | selector, &mine,
-             [&](Collective& c) { start_product(group, c, type, columns, selector); });
+  multiply_with({d, nullptr, a, b, metadata}, type, columns, selector);
+}
+
+extern "C" void emulated_wgmma_sp_registers(float* d, const uint32_t* a, uint64_t b, uint32_t metadata, int type,
+                                            int columns, int selector, int line) {
+  enter("wgmma_sp_registers", line);
+  multiply_with({d, a, 0, b, metadata}, type, columns, selector);
 }
 
 inline float element(const Cta& cta, const Descriptor& x, int type, int row, int k) {
@@ -135,11 +157,20 @@ inline float element(const Cta& cta, const Descriptor& x, int type, int row, int
   return decode(type, bits);
 }
 
-inline void multiply_warp(Group& group, const Matmul& m, int warp, const std::vector<float>& b) {
+// The kept values of a warp's rows: PTX ISA, "Register Fragments for wgmma.mma_async.m64nNk16", which hold kept ones.
+inline void kept_values(const Group& group, const Matmul& m, int warp, float (&a)[16][16]) {
   const Cta& cta = cta_of(member(group, 0));
-  float a[16][16], dense[16][32] = {};
   for (int row = 0; row < 16; ++row)
-    for (int k = 0; k < 16; ++k) a[row][k] = element(cta, m.a, m.type, 16 * warp + row, k);
+    for (int k = 0; k < 16; ++k) {
+      const int lane = row % 8 * 4 + k % 8 / 2, held = row / 8 + k / 8 * 2;
+      const uint32_t* mine = m.registers[32 * warp + lane];
+      a[row][k] = mine ? decode(m.type, mine[held] >> k % 2 * 16) : element(cta, m.a, m.type, 16 * warp + row, k);
+    }
+}
+
+inline void multiply_warp(Group& group, const Matmul& m, int warp, const std::vector<float>& b) {
+  float a[16][16], dense[16][32] = {};
+  kept_values(group, m, warp, a);
   const Group lanes{group.first + 32 * warp, 32, 0, {}, {}};
   expand_rows(lanes, &m.metadata[32 * warp], m.selector, a, dense);
   for (int lane = 0; lane < 32; ++lane)
@@ -150,7 +181,7 @@ inline void multiply_warp(Group& group, const Matmul& m, int warp, const std::ve
     }
 }
 
-// Does the oldest product, and gives its accumulators back unless a younger one has them.
+// Does the oldest product, and gives its registers back unless a younger one has them.
 inline void finish_product(Group& group) {
   const std::unique_ptr<Matmul> m(group.products.front());
   group.products.pop_front();
@@ -158,9 +189,8 @@ inline void finish_product(Group& group) {
   for (int n = 0; n < m->columns; ++n)
     for (int k = 0; k < 32; ++k) b[n * 32 + k] = element(cta_of(self()), m->b, m->type, n, k);
   for (int warp = 0; warp < 4; ++warp) multiply_warp(group, *m, warp, b);
-  for (const Matmul* other : group.products)
-    if (other->d[0] == m->d[0]) return;
-  for (int i = 0; i < 128; ++i) std::fill_n(member(group, i).touched_at(m->d[i]), m->columns / 2, 0u);
+  mark_registers(group, *m, 0);
+  for (const Matmul* other : group.products) mark_registers(group, *other, Fiber::OWNED);
 }
 
 extern "C" void emulated_wgmma_fence(int line) {
