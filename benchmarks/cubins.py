@@ -22,7 +22,7 @@ from samoyeds_codegen.cuda.emit import emit
 from samoyeds_codegen.cuda.nvrtc import compile_cubin, version
 from samoyeds_codegen.cuda.pattern import Pattern
 from samoyeds_codegen.cuda.sass import Sass, disassemble
-from samoyeds_codegen.cuda.spec import SHARED_LIMIT, CombineSpec, KernelSpec, ProjectionSpec, RouteSpec
+from samoyeds_codegen.cuda.spec import SHARED_LIMIT, VARIANTS, CombineSpec, KernelSpec, ProjectionSpec, RouteSpec
 
 SWIGLU, GEGLU = "silu(gate) * up", "gelu(gate, 'tanh') * up"
 P12, P12_32, P24, P11 = Pattern(1, 2, 128), Pattern(1, 2, 32), Pattern(2, 4, 64), Pattern(1, 1, 32)
@@ -71,11 +71,15 @@ def _wgmma(target: str) -> list[KernelSpec]:
     return [
         ProjectionSpec("up", target, P12, BF, 128, 16, 4, SWIGLU, True),
         ProjectionSpec("up", target, P12, BF, 128, 128, 4, SWIGLU, True),
-        ProjectionSpec("up", target, P12, BF, 128, 128, 4, SWIGLU, True, cluster=2),
-        ProjectionSpec("down", target, P24, FP, 128, 64, 4, bias=True, cluster=2),
-        ProjectionSpec("up", target, P12, BF, 128, 128, 4, SWIGLU, True, weights="registers"),
-        ProjectionSpec("down", target, P24, FP, 128, 64, 4, bias=True, weights="registers"),
-        ProjectionSpec("down", target, P11, BF, 128, 128, 4, weights="registers"),
+        ProjectionSpec("up", target, P12, BF, 128, 128, 4, SWIGLU, True, variant=VARIANTS["pairs"]),
+        ProjectionSpec("down", target, P24, FP, 128, 64, 4, bias=True, variant=VARIANTS["pairs"]),
+        ProjectionSpec("up", target, P12, BF, 128, 128, 4, SWIGLU, True, variant=VARIANTS["registers"]),
+        ProjectionSpec("down", target, P24, FP, 128, 64, 4, bias=True, variant=VARIANTS["registers"]),
+        ProjectionSpec("down", target, P11, BF, 128, 128, 4, variant=VARIANTS["registers"]),
+        ProjectionSpec("up", target, P12, BF, 128, 128, 4, SWIGLU, True, variant=VARIANTS["token_pairs"]),
+        ProjectionSpec("down", target, P24, FP, 128, 64, 4, bias=True, variant=VARIANTS["token_pairs"]),
+        ProjectionSpec("up", target, P12, BF, 128, 128, 4, SWIGLU, True, variant=VARIANTS["register_pairs"]),
+        ProjectionSpec("down", target, P11, FP, 128, 128, 4, variant=VARIANTS["register_pairs"]),
         ProjectionSpec("up", target, P12_32, FP, 128, 128, 4, SWIGLU, True, True),
         ProjectionSpec("up", target, P11, BF, 128, 128, 4, SWIGLU, True),
         ProjectionSpec("up", target, P24, BF, 128, 64, 4, GEGLU, True),

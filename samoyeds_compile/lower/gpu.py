@@ -12,9 +12,10 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from samoyeds_codegen.cuda.emit import emit as emit_cuda
 from samoyeds_codegen.cuda.nvrtc import compile_log
+from samoyeds_codegen.cuda.spec import VARIANTS
 from samoyeds_codegen.errors import KernelError
 from samoyeds_codegen.gpu.apart import proven_apart
-from samoyeds_codegen.gpu.candidate import KINDS, SLOTS, candidates, projection
+from samoyeds_codegen.gpu.candidate import KINDS, TOKENS, candidates, projection
 from samoyeds_codegen.gpu.choose import TUNED, choose
 from samoyeds_codegen.gpu.cost import Block
 from samoyeds_codegen.gpu.device import Device, device_of
@@ -34,9 +35,7 @@ from samoyeds_compile.ops.operands import in_width, num_experts, out_width
 NAMES = {
     "triton": "Triton",
     "mma": "CUDA mma.sp",
-    "wgmma": "CUDA wgmma.sp",
-    "pairs": "CUDA wgmma.sp in pairs",
-    "registers": "CUDA wgmma.sp from registers",
+    **{kind: f"CUDA wgmma.sp{variant}" for kind, variant in VARIANTS.items()},
 }
 SAID = (1, 64, 4096)
 """Numbers of tokens for which the report says what is taken, where their number is a symbol."""
@@ -186,7 +185,7 @@ def _texts(
             backward = enumerate(backward_kernels(plain(spec)))
             found |= {f"triton_backward_{kernel.op}_{number}.py": emit(kernel) for number, kernel in backward}
             found["triton_backward_weights.py"] = emit_gradients()
-    for each in candidates(spec, tuple(k for k in kinds if k in SLOTS), device.capability):
+    for each in candidates(spec, tuple(k for k in kinds if k in TOKENS), device.capability):
         for op in ("up", "down"):
             kernel = projection(spec, op, each.kind, each.slots, device.capability, bias)
             name, text = f"{each.kind}_{op}_{each.slots}", emit_cuda(kernel)

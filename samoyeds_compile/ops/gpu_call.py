@@ -12,7 +12,7 @@ from samoyeds_codegen.cuda.block import Experts, Routing, plan_block
 from samoyeds_codegen.cuda.launch import run
 from samoyeds_codegen.cuda.operands import Projection
 from samoyeds_codegen.expr import GATED_NAMES
-from samoyeds_codegen.gpu.candidate import Candidate, cuda_pattern, cuda_target, weights_place
+from samoyeds_codegen.gpu.candidate import Candidate, cuda_pattern, cuda_target, variant_of
 from samoyeds_codegen.gpu.device import Device
 from samoyeds_codegen.gpu.weights import matrix
 from samoyeds_codegen.triton.kernel import combine, gather, projection, work_list
@@ -89,7 +89,7 @@ def by_cuda(call: Call) -> Tensor:
     out_dtype = call.out_dtype if call.out_dtype in SUMMED else torch.float32
     block = plan_block(
         call.x, experts, routing, target, call.device.processors, out_dtype, call.candidate.slots,
-        weights_place(call.candidate.kind),
+        variant_of(call.candidate.kind),
     )  # fmt: skip
     run(block.launches, call.x.device)
     return block.out_TH.to(call.out_dtype)

@@ -10,6 +10,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
+from samoyeds_codegen.cuda.spec import VARIANTS
 from samoyeds_codegen.triton.sample import Form
 from samoyeds_codegen.triton.spec import ExpertsSpec, Pattern
 
@@ -52,7 +53,7 @@ def sanitized(tool: str, *words: str) -> str:
 
 
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
-@pytest.mark.parametrize("kind", ["mma", "wgmma", "pairs", "registers"])
+@pytest.mark.parametrize("kind", ["mma", *VARIANTS])
 @pytest.mark.parametrize("pattern", SPECS)
 def test_cuda_kernels(pattern, kind, tool) -> None:
     if kind != "mma" and CAPABILITY != (9, 0):

@@ -14,12 +14,14 @@ from samoyeds_codegen.cuda.layout import COLUMNS, ROWS
 from samoyeds_codegen.cuda.operands import Projection
 from samoyeds_codegen.cuda.pattern import Pattern
 from samoyeds_codegen.cuda.spec import (
+    ALONE,
     MOST_SUMS,
     SHARED_LIMIT,
     TILE_TOKENS,
     CombineSpec,
     ProjectionSpec,
     RouteSpec,
+    Variant,
     instruction_of,
 )
 
@@ -87,7 +89,7 @@ class Block:
 
 def plan_block(
     x_TH: Tensor, experts: Experts, routing: Routing, target: str, processors: int, out_dtype: torch.dtype,
-    tile: int | None = None, weights: str = "shared",
+    tile: int | None = None, variant: Variant = ALONE,
 ) -> Block:  # fmt: skip
     """Launches that compute a block. Nothing is launched, and nothing waits for the device: shapes are enough.
 
@@ -98,8 +100,8 @@ def plan_block(
         target: see `ProjectionSpec`.
         processors: multiprocessors of the device; so many blocks of persistent kernels run.
         out_dtype: of the result.
-        tile: slots of one expert that a thread block computes; None: about as many as an expert has on average.
-        weights: see `ProjectionSpec`.
+        tile: slots of one expert that a block or cluster computes; None: about as many as an expert has on average.
+        variant: of the projections.
 
     Returns:
         The launches and the result, [T, H], which is theirs to fill.
@@ -113,7 +115,7 @@ def plan_block(
         return Block([], out_TH.zero_())
     count = experts.down.matrix.values.shape[0]
     each = tile or tokens * top_k / count
-    up, down = (_spec(op, target, experts, x_TH.dtype, each, weights) for op in ("up", "down"))
+    up, down = (_spec(op, target, experts, x_TH.dtype, each, variant) for op in ("up", "down"))
     launch, plan = plan_routing(RouteSpec(target, count, up.slots, _name(routing.ids_TK)), routing.ids_TK)
     first, h_SI = project(up, experts.up, readable(x_TH), plan, processors)
     second, y_SH = project(down, experts.down, h_SI, plan, processors)
@@ -125,28 +127,26 @@ def _name(tensor: Tensor) -> str:
 
 
 def _spec(
-    op: str, target: str, experts: Experts, dtype: torch.dtype, tokens_per_expert: float, weights: str
+    op: str, target: str, experts: Experts, dtype: torch.dtype, tokens_per_expert: float, variant: Variant
 ) -> ProjectionSpec:  # fmt: skip
     name, bias = str(dtype).removeprefix("torch."), (experts.up if op == "up" else experts.down).has_bias
     return choose(
-        op, target, experts.pattern, name, experts.activation, experts.gated, bias, tokens_per_expert, weights
+        op, target, experts.pattern, name, experts.activation, experts.gated, bias, tokens_per_expert, variant
     )
 
 
 def choose(
     op: str, target: str, pattern: Pattern, dtype: str, activation: str, gated: bool, bias: bool,
-    tokens_per_expert: float, weights: str = "shared",
+    tokens_per_expert: float, variant: Variant = ALONE,
 ) -> ProjectionSpec:  # fmt: skip
     """The kernel of a projection: a tile for an expert's tokens, if its sums fit, and up to 4 stages, if they fit.
-
-    If two of the largest tiles of warpgroups are full, they are the tokens of a cluster, if weights are shared.
 
     Args:
         op, target, pattern, dtype: see `ProjectionSpec`.
         activation, gated: of the experts; a down projection has none.
         bias: whether this projection has one.
         tokens_per_expert: about how many.
-        weights: see `ProjectionSpec`.
+        variant: see `ProjectionSpec`.
 
     Raises:
         UnsupportedSpecError: there is none.
@@ -154,11 +154,11 @@ def choose(
     up, instruction = op == "up", instruction_of(target)
     most = MOST_SUMS[instruction] * 2 // pattern.sets
     fitting = [t for t in TILE_TOKENS[instruction] if t <= most]
+    each = tokens_per_expert / (variant.cluster if variant.shares_weights else 1)
     least = ProjectionSpec(
         op, target, pattern, dtype, 128 if instruction == "wgmma" else 64,
-        next((t for t in fitting if t >= tokens_per_expert), fitting[-1]), 2,
-        activation if up else expr.IDENTITY, up and gated, bias,
-        2 if instruction == "wgmma" and weights == "shared" and tokens_per_expert >= 2 * fitting[-1] else 1, weights,
+        next((t for t in fitting if t >= each), fitting[-1]), 2,
+        activation if up else expr.IDENTITY, up and gated, bias, variant,
     )  # fmt: skip
     stages = SHARED_LIMIT[target] * 1024 * least.stages // least.shared_bytes
     return replace(least, stages=min(stages, 4))
@@ -198,7 +198,7 @@ def project(spec: ProjectionSpec, weights: Projection, x: Tensor, plan: Plan, pr
         The launch, and its result: for each slot a row of all features and of what pads them.
     """
     each = ROWS // 2 if spec.gated else ROWS  # rows of a matrix in a row tile
-    row_tiles = -(-weights.rows // (each * spec.row_tiles)) * spec.row_tiles
+    row_tiles = -(-weights.rows // (each * spec.row_tiles_together)) * spec.row_tiles_together
     features = row_tiles * each * spec.pattern.dense_rows
     out = x.new_empty(plan.order_S.shape[0], features)
     arguments: dict[str, Tensor | int | None] = {

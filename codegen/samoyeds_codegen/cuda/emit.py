@@ -35,14 +35,14 @@ def _parts(spec: KernelSpec) -> list[str]:
         parts = [_constants(spec), "tile.cuh", arguments, *_projection(spec)]
     instructions = ["ptx.cuh"]
     if isinstance(spec, ProjectionSpec) and spec.wgmma:
-        instructions.append(wgmma_sp(spec.dtype, spec.tokens, spec.in_registers))
+        instructions.append(wgmma_sp(spec.dtype, spec.tokens, spec.variant.in_registers))
     return ["numbers.cuh", *instructions, "namespace samoyeds {", *parts, "}  // namespace samoyeds"]
 
 
 def _projection(spec: ProjectionSpec) -> list[str]:
     rows = f"rows_{spec.pattern.n}_{spec.pattern.m}{'_direct' if spec.direct else ''}.cuh"
     write = "write_gated.cuh" if spec.gated else "write_plain.cuh"
-    kernel = [f"weights_{spec.weights}.cuh", "wgmma.cuh"] if spec.wgmma else ["mma.cuh"]
+    kernel = [f"weights_{spec.variant.weights}.cuh", "wgmma.cuh"] if spec.wgmma else ["mma.cuh"]
     epilogue = ["functions.cuh", _activation(spec), "store.cuh", write, "epilogue.cuh"]
     return ["tokens.cuh", "weights.cuh", "sums.cuh", rows, *epilogue, *kernel]
 
@@ -65,7 +65,8 @@ def _constants(spec: ProjectionSpec) -> str:
     }
     flags = {
         "GATHER": spec.op == "up", "GATED": spec.gated, "BIAS": spec.bias, "SHARED": spec.shared, "DIRECT": spec.direct,
-        "IN_REGISTERS": spec.in_registers,
+        "IN_REGISTERS": spec.variant.in_registers, "WEIGHTS_SHARED": spec.variant.shares_weights,
+        "TOKENS_SHARED": spec.variant.shares_tokens,
     }  # fmt: skip
     lines = [f"constexpr int {name} = {value};" for name, value in whole.items()]
     lines += [f"constexpr bool {name} = {str(value).lower()};" for name, value in flags.items()]

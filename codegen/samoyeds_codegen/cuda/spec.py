@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from samoyeds_codegen import expr
@@ -10,8 +11,6 @@ from samoyeds_codegen.cuda.layout import COLUMNS, METADATA_BYTES, ROWS, VALUE_BY
 from samoyeds_codegen.cuda.pattern import Pattern, require
 
 DTYPES = ("bfloat16", "float16")
-PLACES = ("shared", "registers")
-"""From where products read weights."""
 WGMMA_TARGET = "sm_90a"
 SHARED_LIMIT = {
     "sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_90a": 227, "sm_100": 227, "sm_120": 99,
@@ -35,6 +34,62 @@ def _check_target(target: str) -> None:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """How thread blocks come by what they multiply.
+
+    Attributes:
+        weights: from where products read them: ``shared`` memory, or ``registers`` (wgmma).
+        cluster: thread blocks that share something: 1, or 2 (wgmma).
+        shares: what that is: ``weights``, each block having other tokens, or ``tokens``, each having other rows.
+
+    Raises:
+        UnsupportedSpecError: there is no such kernel.
+    """
+
+    weights: str = "shared"
+    cluster: int = 1
+    shares: str = "weights"
+
+    def __post_init__(self) -> None:
+        require(self.weights in ("shared", "registers"), f"weights in {self.weights} are not in shared or registers")
+        require(self.cluster in (1, 2), f"clusters of {self.cluster} blocks have no kernel")
+        require(self.shares in ("weights", "tokens"), f"what is shared, {self.shares}, is not weights or tokens")
+        both = self.in_registers and self.shares_weights
+        require(not both, "blocks of a cluster do not share weights that lie in registers")
+
+    @property
+    def in_registers(self) -> bool:
+        """Whether products read weights from registers."""
+        return self.weights == "registers"
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether there is another block with the same weights."""
+        return self.cluster > 1 and self.shares == "weights"
+
+    @property
+    def shares_tokens(self) -> bool:
+        """Whether there is another block with the same tokens."""
+        return self.cluster > 1 and self.shares == "tokens"
+
+    def __str__(self) -> str:
+        """What a kernel is called by it; nothing for a block alone that reads shared memory."""
+        place = " from registers" if self.in_registers else ""
+        return place + (f" sharing {self.shares}" if self.cluster > 1 else "")
+
+
+ALONE = Variant()
+VARIANTS: Mapping[str, Variant] = {
+    "wgmma": ALONE,
+    "pairs": Variant(cluster=2),
+    "registers": Variant("registers"),
+    "token_pairs": Variant(cluster=2, shares="tokens"),
+    "register_pairs": Variant("registers", 2, "tokens"),
+}
+"""Of warpgroup kernels, by names for reports."""
+
+
+@dataclass(frozen=True)
 class ProjectionSpec:
     """One projection of all experts: ``activation(W x + bias)`` for every slot of a routing plan.
 
@@ -49,8 +104,7 @@ class ProjectionSpec:
         activation: an expression of `samoyeds_codegen.expr`.
         gated: whether there is a gate, so the expression reads ``gate`` and ``up``, not ``x``; a slab has rows of both.
         bias: whether there is one.
-        cluster: thread blocks that share the weights of one expert, with so many tokens each: 1, or 2 with wgmma.
-        weights: from where products read them: ``shared`` memory, or ``registers`` with wgmma; clusters share memory.
+        variant: how blocks come by weights and tokens.
 
     Raises:
         UnsupportedSpecError: there is no kernel for it; the message says why.
@@ -66,8 +120,7 @@ class ProjectionSpec:
     activation: str = expr.IDENTITY
     gated: bool = False
     bias: bool = False
-    cluster: int = 1
-    weights: str = "shared"
+    variant: Variant = ALONE
 
     def __post_init__(self) -> None:
         require(self.op in ("up", "down"), f"op {self.op} is not up or down")
@@ -84,9 +137,7 @@ class ProjectionSpec:
         require(self.tokens in tiles, f"a tile of {self.tokens} tokens is not one of {tiles}")
         rows = (128,) if self.wgmma else (64, 128)
         require(self.rows in rows, f"a tile of {self.rows} rows is not one of {rows}")
-        most_blocks = self.row_tiles if self.wgmma else 1
-        require(self.cluster in (1, most_blocks), f"clusters of {self.cluster} blocks have no kernel")
-        self._check_weights()
+        self._check_variant()
         require(2 <= self.stages <= 8, f"{self.stages} stages are not 2 to 8")
         require(self.sums <= most, f"{self.sums} sums in each thread spill, {most} do not; take fewer rows or tokens")
         limit = SHARED_LIMIT[self.target] * 1024
@@ -95,18 +146,23 @@ class ProjectionSpec:
             f"{self.stages} stages need {self.shared_bytes} bytes of shared memory, {self.target} has {limit}",
         )
 
-    def _check_weights(self) -> None:
-        require(self.weights in PLACES, f"weights in {self.weights} are not in one of {', '.join(PLACES)}")
-        if self.in_registers:
-            require(self.wgmma, f"only wgmma reads weights from registers that it did not copy; {self.target} has none")
-            require(self.cluster == 1, "blocks of a cluster do not share registers")
+    def _check_variant(self) -> None:
+        require(self.wgmma or self.variant == ALONE, f"kernels{self.variant} need wgmma, which {self.target} has not")
+        if self.variant.in_registers:
             torn = f"vectors of {self.pattern.vector} columns are torn apart where registers hold weights"
             require(not self.pattern.selects or self.pattern.vector % 64 == 0, torn)
+        halves = not self.variant.shares_tokens or self.tokens % 32 == 0
+        require(halves, f"half of {self.tokens} tokens is no multiple of 16, which two blocks would copy each")
 
     @property
-    def in_registers(self) -> bool:
-        """Whether products read weights from registers."""
-        return self.weights == "registers"
+    def cluster(self) -> int:
+        """Thread blocks in a cluster."""
+        return self.variant.cluster
+
+    @property
+    def row_tiles_together(self) -> int:
+        """Pieces of 64 rows that a cluster multiplies at a time."""
+        return self.row_tiles * (self.cluster if self.variant.shares_tokens else 1)
 
     @property
     def wgmma(self) -> bool:
@@ -131,7 +187,7 @@ class ProjectionSpec:
     @property
     def slots(self) -> int:
         """Of one expert, that a tile of the routing plan has at most: the tokens of a cluster."""
-        return self.tokens * self.cluster
+        return self.tokens * (self.cluster if self.variant.shares_weights else 1)
 
     @property
     def row_tiles(self) -> int:
@@ -147,7 +203,7 @@ class ProjectionSpec:
     @property
     def value_bytes(self) -> int:
         """Of values, in a piece of weights in shared memory."""
-        return 0 if self.in_registers else VALUE_BYTES
+        return 0 if self.variant.in_registers else VALUE_BYTES
 
     @property
     def piece_bytes(self) -> int:
@@ -173,8 +229,7 @@ class ProjectionSpec:
     def __str__(self) -> str:
         """One line for reports."""
         ending = f" {expr.display_name(self.activation)}" if self.activation != expr.IDENTITY else ""
-        how = " in pairs" if self.cluster > 1 else " from registers" if self.in_registers else ""
-        tile = f"{self.rows}x{self.tokens}x{self.stages}{how}"
+        tile = f"{self.rows}x{self.tokens}x{self.stages}{self.variant}"
         return f"{self.op} {self.dtype} {self.pattern}{ending}{' bias' if self.bias else ''} {tile} {self.target}"
 
 

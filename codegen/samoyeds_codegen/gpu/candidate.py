@@ -8,22 +8,18 @@ from dataclasses import dataclass
 from samoyeds_codegen.cuda.block import choose as cuda_spec
 from samoyeds_codegen.cuda.launch import target_of
 from samoyeds_codegen.cuda.pattern import Pattern
-from samoyeds_codegen.cuda.spec import TILE_TOKENS, ProjectionSpec
+from samoyeds_codegen.cuda.spec import ALONE, TILE_TOKENS, VARIANTS, ProjectionSpec, Variant
 from samoyeds_codegen.errors import UnsupportedSpecError
 from samoyeds_codegen.triton.select import Tiles
 from samoyeds_codegen.triton.select import candidates as triton_tiles
 from samoyeds_codegen.triton.spec import ExpertsSpec
 
-KINDS = ("triton", "mma", "wgmma", "pairs", "registers")
-"""Triton for every kind of weights; for packed ones CUDA with sparse products of warps, of warpgroups, of warpgroups in
-clusters of two blocks that share weights, or of warpgroups that read weights from registers."""
-_WARPGROUPS = ("wgmma", "pairs", "registers")
-SLOTS = {
-    **TILE_TOKENS,
-    "pairs": tuple(2 * tokens for tokens in TILE_TOKENS["wgmma"]),
-    "registers": TILE_TOKENS["wgmma"][-2:],  # with fewer tokens memory is the limit, not what they relieve
-}
-"""Of one expert, that a thread block of CUDA, or a cluster, may compute."""
+KINDS = ("triton", "mma", *VARIANTS)
+"""Triton for every kind of weights; for packed ones CUDA with sparse products of warps, or of warpgroups, alone, in
+clusters of two blocks that share weights or tokens, or with weights from registers."""
+TOKENS = {"mma": TILE_TOKENS["mma"], **dict.fromkeys(VARIANTS, TILE_TOKENS["wgmma"])}
+"""Of one expert, that a thread block of CUDA may compute. All variants but the first one are for many: they relieve
+shared memory and the cache, which few tokens do not keep busy, so the largest tile that exists is enough."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +45,20 @@ class Candidate:
 def candidates(spec: ExpertsSpec, kinds: tuple[str, ...], capability: tuple[int, int]) -> tuple[Candidate, ...]:
     """All candidates of these kinds; none of a kind that has no kernel for the block or the device."""
     found = [Candidate("triton", t.slots, t) for t in triton_tiles(spec)] if "triton" in kinds else []
-    for kind, slots in SLOTS.items():
-        if kind in kinds:
-            found += [Candidate(kind, count) for count in slots if _exists(spec, kind, count, capability)]
+    for kind in (kind for kind in TOKENS if kind in kinds):
+        slots = [count for tokens in TOKENS[kind] if (count := _slots(spec, kind, tokens, capability))]
+        found += [Candidate(kind, count) for count in (slots if variant_of(kind) == ALONE else slots[-1:])]
     return tuple(found)
 
 
-def _exists(spec: ExpertsSpec, kind: str, slots: int, capability: tuple[int, int]) -> bool:
+def _slots(spec: ExpertsSpec, kind: str, tokens: int, capability: tuple[int, int]) -> int:
+    """Of one expert, that a block or cluster computes with tiles of so many tokens; 0 if there is no such kernel."""
+    slots = tokens * (2 if variant_of(kind).shares_weights else 1)
     try:
         found = [projection(spec, op, kind, slots, capability) for op in ("up", "down")]
-        return all(kernel.slots == slots and (kernel.cluster > 1) == (kind == "pairs") for kernel in found)
     except UnsupportedSpecError:
-        return False
+        return 0
+    return slots if all(kernel.tokens == tokens for kernel in found) else 0
 
 
 def cuda_pattern(spec: ExpertsSpec) -> Pattern:
@@ -83,12 +81,12 @@ def cuda_target(kind: str, capability: tuple[int, int]) -> str:
     Raises:
         UnsupportedSpecError: it has none.
     """
-    return target_of(capability, kind in _WARPGROUPS)
+    return target_of(capability, kind in VARIANTS)
 
 
-def weights_place(kind: str) -> str:
-    """From where kernels of a kind read weights; see `ProjectionSpec`."""
-    return "registers" if kind == "registers" else "shared"
+def variant_of(kind: str) -> Variant:
+    """How kernels of a kind come by what they multiply."""
+    return VARIANTS.get(kind, ALONE)
 
 
 def projection(
@@ -101,5 +99,5 @@ def projection(
     """
     target = cuda_target(kind, capability)
     return cuda_spec(
-        op, target, cuda_pattern(spec), spec.dtype, spec.activation, spec.gated, bias, tokens, weights_place(kind)
+        op, target, cuda_pattern(spec), spec.dtype, spec.activation, spec.gated, bias, tokens, variant_of(kind)
     )

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import sympy
 
 from samoyeds_codegen.cuda.layout import COLUMNS, PIECE_BYTES, ROWS
-from samoyeds_codegen.gpu.candidate import Candidate
+from samoyeds_codegen.cuda.spec import ALONE, Variant
+from samoyeds_codegen.gpu.candidate import Candidate, variant_of
 from samoyeds_codegen.gpu.device import Device
 from samoyeds_codegen.triton.spec import ExpertsSpec, Tile
 
@@ -30,6 +31,8 @@ UNPACK_CLOCKS = 0.1
 128 columns, counted in machine code."""
 CACHE_LATENCY = 2e-7
 """Seconds from a request to the second-level cache to its bytes; assumed."""
+PEER_BYTES = 14
+"""That a multiprocessor sends another one of its cluster in a clock: 3.3 TB/s of an H100 (arXiv 2402.13499)."""
 RESIDENT = 2
 """Blocks of a multiprocessor at a time; wgmma kernels have one, which stays."""
 
@@ -38,6 +41,7 @@ r, n = sympy.symbols("tile_rows tile_slots", positive=True)
 width, density, spread = sympy.symbols("bytes_of_weight density spread", nonnegative=True)
 places, under_way = sympy.symbols("places bytes_under_way", positive=True)
 bandwidth, cache, rate, clock = sympy.symbols("bandwidth cache_bandwidth rate clock", positive=True)
+weights_sent, tokens_sent = sympy.symbols("weights_sent tokens_sent", nonnegative=True)
 
 hit = E * (1 - (1 - 1 / E) ** S)
 """Experts that have slots, on average over random routing."""
@@ -50,12 +54,16 @@ memory, asked = moved / bandwidth, moved * LATENCY / (sympy.Min(blocks, places) 
 from_cache = (tiles * R * C * width + 2 * blocks * n * C) / cache
 products = 2 * tiles * n * R * C * density / (rate * busy)
 unpacking = tiles * R * C * spread / (clock * busy)
-seconds = LAUNCH + sympy.Max(memory, asked, from_cache, products, unpacking)
+sent = (weights_sent * tiles * R * C * width + tokens_sent * 2 * blocks * n * C) / (PEER_BYTES * clock)
+seconds = LAUNCH + sympy.Max(memory, asked, from_cache, products, unpacking, sent)
 wait = CACHE_LATENCY * sympy.ceiling(blocks / places)
-by_order = LAUNCH + sympy.Max(memory, asked + wait, from_cache, products + wait, unpacking + wait)
+by_order = LAUNCH + sympy.Max(memory, asked + wait, from_cache, products + wait, unpacking + wait, sent)
 """The same where rows are read by their order: each block reads that before it can ask for the first row. Where memory
 or cache are busy with other blocks it waits for nothing."""
-ARGUMENTS = (S, E, R, C, r, n, width, density, spread, places, under_way, bandwidth, cache, rate, clock)
+ARGUMENTS = (
+    S, E, R, C, r, n, width, density, spread, places, under_way, bandwidth, cache, rate, clock, weights_sent,
+    tokens_sent,
+)  # fmt: skip
 
 
 @functools.cache
@@ -99,6 +107,7 @@ def _evaluate(
     return _compiled(expression)(
         slots, block.experts, rows, columns, use.rows, candidate.slots, _weight_bytes(spec), use.density, use.spread,
         use.places, use.under_way, device.bandwidth, device.cache_bandwidth, use.rate, device.clock * device.processors,
+        use.variant.shares_weights, use.variant.shares_tokens,
     )  # fmt: skip
 
 
@@ -113,6 +122,7 @@ class _Use:
         places: blocks, or clusters of them, that run at a time.
         under_way: bytes of weights that each of them has asked for; rows come from the cache.
         rate: operations a second.
+        variant: of its blocks.
     """
 
     rows: int
@@ -121,6 +131,7 @@ class _Use:
     places: int
     under_way: int
     rate: float
+    variant: Variant = ALONE
 
 
 def _kept_rows(spec: ExpertsSpec) -> float:
@@ -149,35 +160,35 @@ def _triton(candidate: Candidate, op: str, spec: ExpertsSpec, device: Device) ->
 
 
 def _cuda(candidate: Candidate, spec: ExpertsSpec, device: Device) -> _Use:
-    """Half of the kept rows' columns are multiplied, at the dense rate."""
-    mma, kept, blocks = candidate.kind == "mma", _kept_rows(spec), 2 if candidate.kind == "pairs" else 1
-    pieces = 1 if mma else 2
-    share = MMA_SHARE * device.mma_share if mma else wgmma_share(candidate.slots // blocks, blocks)
-    if candidate.kind == "registers":
-        share = registers_share(candidate.slots, device)
-    under_way = 3 * pieces * PIECE_BYTES
-    places = device.processors * RESIDENT if mma else device.processors // blocks
+    """Half of the kept rows' columns are multiplied, at the dense rate. A cluster counts as one block."""
+    variant, kept = variant_of(candidate.kind), _kept_rows(spec)
+    if candidate.kind == "mma":
+        pieces, places, share = 1, device.processors * RESIDENT, MMA_SHARE * device.mma_share
+    else:
+        pieces = 4 if variant.shares_tokens else 2
+        places = device.processors // variant.cluster
+        tokens = candidate.slots // (variant.cluster if variant.shares_weights else 1)
+        share = wgmma_share(tokens, variant)
+        if variant.in_registers:
+            share = min(share, answered_share(tokens, device))
     rate = share * device.flops_per_clock * device.clock * device.processors
-    return _Use(math.ceil(pieces * ROWS / kept), kept / 2, 0.0, places, under_way, rate)
+    return _Use(math.ceil(pieces * ROWS / kept), kept / 2, 0.0, places, 3 * pieces * PIECE_BYTES, rate, variant)
 
 
-def wgmma_share(tokens: int, blocks: int = 1) -> float:
+def wgmma_share(tokens: int, variant: Variant = ALONE) -> float:
     """Of the sparse rate, where shared memory is the limit: 128 bytes a clock for both operands and their copies.
 
     Two groups of 64 rows share a tile of tokens; each product of 32 columns reads 64 N bytes of tokens and 2 KiB of
-    weights, and both have been written once. In a cluster of two blocks one half of the weights is read once more, to
-    be sent.
+    weights, and both have been written once. What a cluster shares is read half once more, to be sent. Weights in
+    registers are not there, but lanes exchange half of them, and that passes through shared memory, too.
     """
     read, weights = 64 * tokens, 2048
-    return 2 * read / (2 * read + 2 * weights + read + 2 * weights + (blocks - 1) * weights)
+    moved = 2 * read + read + (read / 2 if variant.shares_tokens else 0)
+    moved += weights if variant.in_registers else 4 * weights + (weights if variant.shares_weights else 0)
+    return 2 * read / moved
 
 
-def registers_share(tokens: int, device: Device) -> float:
-    """The same where weights come through registers, and only tokens are written and read.
-
-    Words that lanes exchange pass through shared memory too: half as many bytes as weights have. They are asked for one
-    block of columns ahead, which takes no less than the cache needs to answer.
-    """
-    read, exchanged = 64 * tokens, 2048
+def answered_share(tokens: int, device: Device) -> float:
+    """The same where weights are asked for a block of columns ahead: it takes no less than the cache's answer."""
     clocks = 2 * 2 * ROWS * tokens * COLUMNS / 2 / device.flops_per_clock
-    return min(2 * read / (2 * read + read + exchanged), clocks / (CACHE_LATENCY * device.clock))
+    return clocks / (CACHE_LATENCY * device.clock)

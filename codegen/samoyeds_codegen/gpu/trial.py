@@ -11,7 +11,7 @@ from torch import Tensor
 from samoyeds_codegen.cuda.block import Experts, Routing, plan_block
 from samoyeds_codegen.cuda.launch import run
 from samoyeds_codegen.cuda.operands import Projection
-from samoyeds_codegen.gpu.candidate import Candidate, cuda_pattern, cuda_target, weights_place
+from samoyeds_codegen.gpu.candidate import Candidate, cuda_pattern, cuda_target, variant_of
 from samoyeds_codegen.gpu.cost import Block
 from samoyeds_codegen.gpu.device import device_of
 from samoyeds_codegen.gpu.weights import matrix
@@ -108,7 +108,7 @@ class Trial:
         target = cuda_target(candidate.kind, numbers.capability)
         block = plan_block(
             tokens.x, experts, routing, target, numbers.processors, self._dtype, candidate.slots,
-            weights_place(candidate.kind),
+            variant_of(candidate.kind),
         )  # fmt: skip
         run(block.launches, self.device)
         return block.out_TH

@@ -7,7 +7,7 @@ import torch
 
 from samoyeds_codegen.cuda.block import Routing, choose, plan_block
 from samoyeds_codegen.cuda.pattern import Pattern
-from samoyeds_codegen.cuda.spec import ProjectionSpec
+from samoyeds_codegen.cuda.spec import ALONE, VARIANTS, ProjectionSpec
 from samoyeds_codegen.errors import UnsupportedSpecError
 from tests.codegen.cuda import emulated
 from tests.codegen.cuda.blocks import Case, reference, routing
@@ -28,10 +28,10 @@ def some_ids(count: int, top_k: int, experts: int, seed: int = 0) -> torch.Tenso
 
 
 def check(
-    case: Case, target: str, x, ids, out_dtype=torch.float32, weights_dtype=torch.float32, seed=0, weights="shared"
+    case: Case, target: str, x, ids, out_dtype=torch.float32, weights_dtype=torch.float32, seed=0, variant="wgmma"
 ) -> None:
     plan = routing(ids, case.experts, dtype=weights_dtype)
-    block = plan_block(x, case.packed(), plan, target, 2, out_dtype, weights=weights)
+    block = plan_block(x, case.packed(), plan, target, 2, out_dtype, variant=VARIANTS[variant])
     for launch in block.launches:
         emulated.run(launch, seed)
     expected = reference(case, x, ids, plan.weights_TK)
@@ -64,9 +64,26 @@ def test_pairs_of_blocks(pattern, seed) -> None:
     for ids in (some_ids(3 * 2 * largest + 20, 1, 3), torch.zeros(9, 1, dtype=torch.int64)):
         plan = routing(ids, case.experts)
         x = tokens(len(ids), case)
-        block = plan_block(x, case.packed(), plan, "sm_90a", 3, torch.float32, 2 * largest)
+        block = plan_block(x, case.packed(), plan, "sm_90a", 3, torch.float32, 2 * largest, VARIANTS["pairs"])
         assert [launch.spec.cluster for launch in block.launches] == [1, 2, 2, 1]
         assert block.launches[1].grid == (2, 1)
+        for launch in block.launches:
+            emulated.run(launch, seed)
+        expected = reference(case, x, ids, plan.weights_TK)
+        assert float((block.out_TH.double() - expected).norm()) <= TOLERANCE[case.dtype] * float(expected.norm())
+
+
+@pytest.mark.parametrize("variant", ["token_pairs", "register_pairs"])
+@pytest.mark.parametrize("pattern", [Pattern(1, 2, 64), Pattern(2, 4, 128), Pattern(1, 1, 32)], ids=str)
+def test_pairs_that_share_tokens(pattern, variant) -> None:
+    """Each gathers half of the tokens and sends it to the other one, whose rows may be padding only."""
+    for seed, (ids, width) in enumerate([(some_ids(150, 1, 3), 320), (torch.zeros(9, 1, dtype=torch.int64), 64)]):
+        case = Case(pattern, experts=3, hidden=640, width=width, bias=True)
+        plan = routing(ids, case.experts)
+        x = tokens(len(ids), case)
+        block = plan_block(x, case.packed(), plan, "sm_90a", 5, torch.float32, 64, VARIANTS[variant])
+        assert [launch.spec.cluster for launch in block.launches] == [1, 2, 2, 1]
+        assert block.launches[1].grid == (4, 1) and block.launches[1].spec.slots == 64
         for launch in block.launches:
             emulated.run(launch, seed)
         expected = reference(case, x, ids, plan.weights_TK)
@@ -81,14 +98,14 @@ def test_weights_from_registers(pattern) -> None:
     """Columns change their order in rows and in weights alike; 800 have whole blocks and one that ends early."""
     for seed, (hidden, count) in enumerate([(160, 7), (800, 40)]):
         case = Case(pattern, bias=True, hidden=hidden, dtype=torch.float16 if seed else torch.bfloat16, seed=seed)
-        check(case, "sm_90a", tokens(count, case), some_ids(count, 2, 3), seed=seed, weights="registers")
+        check(case, "sm_90a", tokens(count, case), some_ids(count, 2, 3), seed=seed, variant="registers")
 
 
 def test_activations_and_ragged_shapes_from_registers() -> None:
     case = Case(Pattern(2, 4, 128, 4), "up * tanh(gate)", hidden=36, width=20)
-    check(case, "sm_90a", tokens(3, case), some_ids(3, 2, 3), case.dtype, torch.bfloat16, weights="registers")
+    check(case, "sm_90a", tokens(3, case), some_ids(3, 2, 3), case.dtype, torch.bfloat16, variant="registers")
     case = Case(Pattern(1, 2, 64), "square(relu(x))", gated=False, hidden=100, width=50)
-    check(case, "sm_90a", tokens(150, case), some_ids(150, 1, 3), weights="registers")
+    check(case, "sm_90a", tokens(150, case), some_ids(150, 1, 3), variant="registers")
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -175,7 +192,17 @@ def test_same_bits_in_any_company() -> None:
 def test_choice_of_tiles(target, pattern, tokens_per_expert, tokens, stages) -> None:
     found = choose("up", target, Pattern(*pattern), "bfloat16", "silu(gate) * up", True, False, tokens_per_expert)
     assert isinstance(found, ProjectionSpec) and (found.tokens, found.stages) == (tokens, stages)
-    assert found.cluster == (2 if target == "sm_90a" and tokens_per_expert == 1000 else 1)
+    assert found.variant == ALONE and found.slots == tokens
+
+
+@pytest.mark.parametrize(
+    ("kind", "slots", "tokens"), [("pairs", 256, 128), ("pairs", 20, 16), ("token_pairs", 128, 128)]
+)
+def test_choice_of_tiles_for_two_blocks(kind, slots, tokens) -> None:
+    """Those that share weights divide the slots of an expert."""
+    arguments = ("up", "sm_90a", Pattern(1, 2, 64), "bfloat16", "silu(gate) * up", True, False, slots)
+    found = choose(*arguments, VARIANTS[kind])
+    assert found.tokens == tokens and found.cluster == 2 and found.slots >= slots
 
 
 def test_refused_dtype() -> None:

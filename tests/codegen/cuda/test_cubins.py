@@ -47,7 +47,9 @@ def test_machine_code(spec) -> None:
     assert sass.count(*form) == sass.sparse >= 4 * slabs
     assert sass.registers <= MOST_REGISTERS[spec.tokens] or spec.wgmma
     assert 0 < sass.count("LDGSTS") - sass.count("LDGSTS", "128") <= sass.count("LDGSTS", "128")  # metadata, the rest
-    assert not spec.in_registers or (sass.count("SHFL") >= 8 and sass.wide_loads >= 8)  # weights, not through copies
+    assert not spec.variant.in_registers or (
+        sass.count("SHFL") >= 8 and sass.wide_loads >= 8
+    )  # weights, not through copies
     assert not (spec.direct and sass.count("FFMA"))  # whose sub-rows tensor cores choose
 
 

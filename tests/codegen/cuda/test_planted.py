@@ -9,25 +9,30 @@ from samoyeds_codegen import emulate
 from samoyeds_codegen.cuda.block import plan_block
 from samoyeds_codegen.cuda.emit import emit
 from samoyeds_codegen.cuda.pattern import Pattern
+from samoyeds_codegen.cuda.spec import VARIANTS
 from tests.codegen.cuda import emulated
 from tests.codegen.cuda.blocks import Case, reference, routing
 
 CASE = Case(Pattern(1, 2, 32), hidden=900, width=64)
-WIDE = replace(CASE, width=128)
-"""Two pieces of rows, for two blocks."""
-LONG = replace(CASE, pattern=Pattern(1, 2, 64))
-"""Vectors that registers may hold."""
+CASES = {
+    "pairs": replace(CASE, width=128),  # pieces of rows for two blocks
+    "token_pairs": replace(CASE, width=256),
+    "registers": replace(CASE, pattern=Pattern(1, 2, 64)),  # vectors that registers may hold
+    "register_pairs": replace(CASE, pattern=Pattern(1, 2, 64), width=256),
+}
 MMA, WGMMA = "sm_80", "sm_90a"
 UNORDERED = (emulate.RaceError, emulate.UninitialisedError, emulate.InFlightError)
 
 
-def run_with(target: str, right: str, wrong: str, tile: int | None = None, weights: str = "shared") -> float:
+def run_with(target: str, right: str, wrong: str, variant: str = "wgmma") -> float:
     """The relative error of a block whose first projection has ``wrong`` in place of ``right``."""
-    case = WIDE if tile else CASE if weights == "shared" else LONG
+    case = CASES.get(variant, CASE)
     x = torch.randn(5, case.hidden, generator=torch.Generator().manual_seed(0)).to(case.dtype)
     ids = torch.tensor([[0, 1], [1, 0], [1, 2], [2, 1], [1, 0]])
     plan = routing(ids, case.experts)
-    block = plan_block(x, case.packed(), plan, target, 2 if tile else 1, torch.float32, tile, weights)
+    how = VARIANTS[variant]
+    tile = 256 if how.shares_weights else 32 if how.shares_tokens else None
+    block = plan_block(x, case.packed(), plan, target, how.cluster, torch.float32, tile, how)
     for i, launch in enumerate(block.launches):
         text = emit(launch.spec)
         assert i != 1 or text.count(right) == 1
@@ -75,8 +80,9 @@ def test_wrong_numbers(target, right, wrong) -> None:
         ("    ptx::named_barrier_sync(1, GROUP_THREADS);\n", "", UNORDERED),
         ("CONSUMERS * 4 * CLUSTER", "CONSUMERS * 4", emulate.EmulationError),
         ("(CLUSTER > 1) ptx::mbarrier_arrive_c", "(CLUSTER > 2) ptx::mbarrier_arrive_c", emulate.DeadlockError),
-        ("mbarrier_expect(ring.full(turn), PIECE_BYTES)", "mbarrier_arrive(ring.full(turn))", emulate.EmulationError),
-        ("      ptx::bulk_copy_peer(", "      if (rank()) ptx::bulk_copy_peer(", emulate.DeadlockError),
+        ("ptx::mbarrier_expect(ring.full(turn), send_half(ring, turn))",
+         "(send_half(ring, turn), ptx::mbarrier_arrive(ring.full(turn)))", emulate.EmulationError),
+        ("  ptx::bulk_copy_peer(from", "  if (rank()) ptx::bulk_copy_peer(from", emulate.DeadlockError),
         ("  if constexpr (CLUSTER > 1) together();", "", emulate.BarrierError),
         ("    ptx::cluster_sync();\n  else", "    __syncthreads();\n  else", (emulate.BarrierError, emulate.RaceError)),
         ("  ptx::fence_proxy_async();\n  if", "  if", emulate.MissingFenceError),
@@ -84,7 +90,7 @@ def test_wrong_numbers(target, right, wrong) -> None:
 )  # fmt: skip
 def test_misuse_of_pairs(right, wrong, error) -> None:
     with pytest.raises(error):
-        run_with(WGMMA, right, wrong, 256)
+        run_with(WGMMA, right, wrong, "pairs")
 
 
 @pytest.mark.parametrize(
@@ -97,7 +103,7 @@ def test_misuse_of_pairs(right, wrong, error) -> None:
 def test_wrong_numbers_of_pairs(right, wrong) -> None:
     """Both blocks computing the first tokens is a race for the same rows."""
     try:
-        assert run_with(WGMMA, right, wrong, 256) > 0.05
+        assert run_with(WGMMA, right, wrong, "pairs") > 0.05
     except emulate.RaceError:
         assert "before" in right
 
@@ -113,7 +119,7 @@ def test_wrong_numbers_of_pairs(right, wrong) -> None:
 )  # fmt: skip
 def test_misuse_of_registers(right, wrong, error) -> None:
     with pytest.raises(error):
-        run_with(WGMMA, right, wrong, weights="registers")
+        run_with(WGMMA, right, wrong, variant="registers")
 
 
 @pytest.mark.parametrize(
@@ -126,14 +132,35 @@ def test_misuse_of_registers(right, wrong, error) -> None:
     ],
 )
 def test_wrong_numbers_from_registers(right, wrong) -> None:
-    assert run_with(WGMMA, right, wrong, weights="registers") > 0.05
+    assert run_with(WGMMA, right, wrong, variant="registers") > 0.05
 
 
-def test_nothing_planted_in_registers() -> None:
-    assert run_with(WGMMA, "namespace samoyeds {", "namespace samoyeds {", weights="registers") < 2e-3
+@pytest.mark.parametrize("variant", ["token_pairs", "register_pairs"])
+@pytest.mark.parametrize(
+    ("right", "wrong", "error"),
+    [
+        ("    ptx::named_barrier_sync(1, GROUP_THREADS);\n", "", UNORDERED),
+        ("CONSUMERS * 4 * CLUSTER", "CONSUMERS * 4", emulate.EmulationError),
+        ("half < 2; ++half) send", "half < 1; ++half) send", emulate.DeadlockError),
+        ("  ptx::fence_proxy_async();\n  if", "  if", emulate.MissingFenceError),
+        ("TOKENS_SHARED ? int(rank()) * TokenRows::COPIED : 0", "0", UNORDERED),
+    ],
+)  # fmt: skip
+def test_misuse_of_shared_tokens(right, wrong, error, variant) -> None:
+    with pytest.raises(error):
+        run_with(WGMMA, right, wrong, variant)
 
 
-@pytest.mark.parametrize("target", [MMA, WGMMA])
-def test_nothing_planted(target) -> None:
-    for tile in (None, 256) if target == WGMMA else (None,):
-        assert run_with(target, "namespace samoyeds {", "namespace samoyeds {", tile) < 2e-3
+def test_rows_of_shared_tokens() -> None:
+    """Both blocks computing the same rows is a race for them, or leaves the others unwritten."""
+    with pytest.raises(emulate.RaceError):
+        run_with(WGMMA, "(TOKENS_SHARED ? int(rank()) * CONSUMERS : 0)", "0", "token_pairs")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_nothing_planted(variant) -> None:
+    assert run_with(WGMMA, "namespace samoyeds {", "namespace samoyeds {", variant) < 2e-3
+
+
+def test_nothing_planted_for_warps() -> None:
+    assert run_with(MMA, "namespace samoyeds {", "namespace samoyeds {") < 2e-3

@@ -6,7 +6,7 @@ import pytest
 
 from samoyeds_codegen.cuda.launch import target_of
 from samoyeds_codegen.cuda.pattern import Pattern
-from samoyeds_codegen.cuda.spec import CombineSpec, ProjectionSpec, RouteSpec
+from samoyeds_codegen.cuda.spec import ALONE, VARIANTS, CombineSpec, ProjectionSpec, RouteSpec
 from samoyeds_codegen.errors import UnsupportedSpecError
 
 UP = ProjectionSpec("up", "sm_80", Pattern(1, 2, 32), activation="silu(gate) * up", gated=True)
@@ -16,7 +16,8 @@ DOWN = ProjectionSpec("down", "sm_90a", Pattern(1, 2, 128, 16), "float16", 128, 
 def test_printed() -> None:
     assert str(UP) == "up bfloat16 1:2:32+2:4 swiglu 64x16x4 sm_80"
     assert str(DOWN) == "down float16 1:2:128+2:4/16 bias 128x128x4 sm_90a"
-    assert str(replace(DOWN, weights="registers")).endswith("bias 128x128x4 from registers sm_90a")
+    paired = replace(DOWN, variant=VARIANTS["register_pairs"])
+    assert str(paired).endswith("bias 128x128x4 from registers sharing tokens sm_90a")
 
 
 @pytest.mark.parametrize(
@@ -55,10 +56,13 @@ def test_patterns_without_kernel(arguments, reason) -> None:
         (DOWN, {"rows": 64}, "64 rows is not one of"),
         (DOWN, {"stages": 5}, "shared memory"),
         (DOWN, {"pattern": Pattern(2, 4, 64)}, "192 sums"),
-        (DOWN, {"weights": "cache"}, "weights in cache"),
-        (DOWN, {"weights": "registers", "cluster": 2}, "do not share registers"),
-        (DOWN, {"weights": "registers", "pattern": Pattern(1, 2, 32)}, "vectors of 32 columns are torn apart"),
-        (UP, {"weights": "registers"}, "only wgmma"),
+        (ALONE, {"weights": "cache"}, "weights in cache"),
+        (ALONE, {"cluster": 4}, "clusters of 4"),
+        (ALONE, {"cluster": 2, "shares": "biases"}, "biases, is not weights or tokens"),
+        (ALONE, {"weights": "registers", "cluster": 2}, "do not share weights that lie in registers"),
+        (DOWN, {"variant": VARIANTS["registers"], "pattern": Pattern(1, 2, 32)}, "vectors of 32 columns are torn"),
+        (DOWN, {"variant": VARIANTS["token_pairs"], "tokens": 16}, "half of 16 tokens"),
+        (UP, {"variant": VARIANTS["registers"]}, "kernels from registers need wgmma, which sm_80 has not"),
         (RouteSpec("sm_80", 8, 16), {"target": "sm_1"}, "sm_1 is not"),
         (RouteSpec("sm_80", 8, 16), {"experts": 1025}, "1025 experts"),
         (RouteSpec("sm_80", 8, 16), {"ids": "int8"}, "int8"),

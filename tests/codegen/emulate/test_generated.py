@@ -13,7 +13,7 @@ from samoyeds_codegen.cuda.block import Experts, Routing, plan_block, plan_routi
 from samoyeds_codegen.cuda.emit import ENTRY, emit
 from samoyeds_codegen.cuda.launch import Launch
 from samoyeds_codegen.cuda.operands import Projection
-from samoyeds_codegen.cuda.spec import Pattern, RouteSpec
+from samoyeds_codegen.cuda.spec import VARIANTS, Pattern, RouteSpec
 from samoyeds_compile.ops.route import route
 from tests.codegen.cuda.weights import matrix, random_weight
 
@@ -142,13 +142,13 @@ def test_routing(name: str, target: str) -> None:
     check_block(Pattern(1, 2, 128), target, ids=ROUTINGS[name], processors=1)
 
 
-def up_launches(target: str, place: str) -> list[Launch]:
+def up_launches(target: str, variant: str) -> list[Launch]:
     """Tiles and the up projection, with more column blocks in all than there are stages."""
     weights = Weights(Pattern(1, 2, 128), torch.bfloat16, "silu(gate) * up", False)
     ids = torch.arange(TOKENS * TOP_K).view(TOKENS, TOP_K) % EXPERTS
     routing = Routing(ids, torch.rand(TOKENS, TOP_K))
     x = torch.randn(TOKENS, HIDDEN).bfloat16()
-    return plan_block(x, weights.experts, routing, target, 1, torch.float32, weights=place).launches[:2]
+    return plan_block(x, weights.experts, routing, target, 1, torch.float32, variant=VARIANTS[variant]).launches[:2]
 
 
 SYNCHRONISATION = re.compile(
@@ -161,10 +161,10 @@ OF_PAIRS = ("ptx::fence_barrier_init", "ptx::mbarrier_expect", "ptx::mbarrier_ar
 """Only clusters call these; `tests/codegen/cuda/test_planted.py` has errors in those."""
 
 
-@pytest.mark.parametrize(("target", "place"), [(MMA, "shared"), (WGMMA, "shared"), (WGMMA, "registers")])
-def test_every_wait_and_fence_and_barrier_counts(target: str, place: str) -> None:
+@pytest.mark.parametrize(("target", "variant"), [(MMA, "wgmma"), (WGMMA, "wgmma"), (WGMMA, "registers")])
+def test_every_wait_and_fence_and_barrier_counts(target: str, variant: str) -> None:
     """Without any single one of them the emulator stops the kernel; with all of them it does not."""
-    tiles, up = up_launches(target, place)
+    tiles, up = up_launches(target, variant)
     run(tiles)
     text = emit(up.spec)
     body = text.index("namespace samoyeds {")  # the wrappers of instructions come before

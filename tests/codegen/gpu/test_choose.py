@@ -1,15 +1,15 @@
 """Which candidate the cost model takes, and that measured results overrule it; no device, no time."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
 
+from samoyeds_codegen.cuda.spec import VARIANTS
 from samoyeds_codegen.gpu import choose as chooser
-from samoyeds_codegen.gpu.candidate import KINDS, SLOTS, candidates, projection
+from samoyeds_codegen.gpu.candidate import KINDS, TOKENS, candidates, projection, variant_of
 from samoyeds_codegen.gpu.choose import choose, regime
-from samoyeds_codegen.gpu.cost import Block, cost, registers_share, wgmma_share
+from samoyeds_codegen.gpu.cost import Block, answered_share, cost, wgmma_share
 from samoyeds_codegen.gpu.device import NONE, Device, device_of
 from samoyeds_codegen.gpu.results import keep, key, of_block, path, stored
 from samoyeds_codegen.gpu.tune import MOST, tune
@@ -47,7 +47,7 @@ def kinds_of(found) -> set[str]:
     ("block", "device", "kinds"),
     [
         (spec(), H200, set(KINDS)),
-        (spec(vector=32), H200, {"triton", "mma", "wgmma", "pairs"}),
+        (spec(vector=32), H200, {"triton", "mma", "wgmma", "pairs", "token_pairs"}),
         (spec(), A100, {"triton", "mma"}),
         (DENSE, H200, {"triton"}),
         (spec(dtype="float32"), H200, {"triton"}),
@@ -57,15 +57,15 @@ def kinds_of(found) -> set[str]:
 def test_candidates(block, device, kinds) -> None:
     """A kind without a kernel for a block or a device is no candidate, whatever the reason."""
     found = candidates(block, KINDS, device.capability)
-    assert kinds_of(found) == kinds and len(found) <= 13 and len({str(c) for c in found}) == len(found)
+    assert kinds_of(found) == kinds and len(found) <= 14 and len({str(c) for c in found}) == len(found)
 
 
 def test_candidates_are_what_runs() -> None:
     block = spec(vector=64)
-    for candidate in candidates(block, tuple(SLOTS), H200.capability):
+    for candidate in candidates(block, tuple(TOKENS), H200.capability):
         for op in ("up", "down"):
             kernel = projection(block, op, candidate.kind, candidate.slots, H200.capability)
-            assert kernel.slots == candidate.slots and kernel.in_registers == (candidate.kind == "registers")
+            assert kernel.slots == candidate.slots and kernel.variant == variant_of(candidate.kind)
 
 
 @pytest.mark.parametrize("device", [H200, A100, BLACKWELL], ids=lambda d: d.name)
@@ -102,14 +102,14 @@ def test_cost_obeys_its_bounds() -> None:
 def test_share_of_sparse_warpgroups() -> None:
     """KERNELS: 0.50 of the sparse rate with 128 tokens, as shared memory is the limit."""
     assert wgmma_share(128) == pytest.approx(0.5, abs=0.01)
-    assert wgmma_share(16) < 0.2 and wgmma_share(128, 2) < wgmma_share(128)
+    assert wgmma_share(16) < 0.2 and wgmma_share(128, VARIANTS["pairs"]) < wgmma_share(128)
 
 
 def test_share_of_weights_in_registers() -> None:
     """More of the rate with many tokens; few are multiplied before the cache answers."""
-    assert wgmma_share(128) < registers_share(128, H200) < 2 / 3
-    slower = replace(H200, clock=H200.clock / 4)
-    assert registers_share(16, H200) < registers_share(16, slower) and registers_share(16, H200) < 0.2
+    assert wgmma_share(128) < wgmma_share(128, VARIANTS["registers"]) < 2 / 3
+    assert wgmma_share(128, VARIANTS["register_pairs"]) > wgmma_share(128, VARIANTS["token_pairs"])
+    assert answered_share(16, H200) < 0.2 < 1 < answered_share(128, H200)
 
 
 def test_pairs_read_weights_once() -> None:
@@ -118,6 +118,15 @@ def test_pairs_read_weights_once() -> None:
     assert two.slots == 2 * one.slots
     many, few = ([cost(c, spec(), MIXTRAL, slots, H200) for c in (one, two)] for slots in (65536, 64))
     assert many[1] < 0.9 * many[0] and few[1] > few[0]
+
+
+def test_pairs_read_tokens_once() -> None:
+    """They are more bytes than packed weights are, so that is worth more."""
+    alone, weights, rows = (
+        cost(candidates(spec(), (kind,), H200.capability)[-1], spec(), MIXTRAL, 65536, H200)
+        for kind in ("wgmma", "pairs", "token_pairs")
+    )
+    assert rows < weights < alone
 
 
 def test_regimes() -> None:

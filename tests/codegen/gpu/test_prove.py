@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from samoyeds_codegen.cuda.emit import emit
+from samoyeds_codegen.cuda.spec import VARIANTS
 from samoyeds_codegen.gpu import apart, candidate
 from samoyeds_codegen.gpu.answer import answer
 from samoyeds_codegen.gpu.apart import proven_apart
@@ -17,13 +18,15 @@ from tests.codegen.cuda import emulated
 
 SPEC = ExpertsSpec("bfloat16", Pattern(1, 2, 64), "silu(gate) * up", True)
 CPU = torch.device("cpu")
+SHARING_TOKENS = ("token_pairs", "register_pairs")
 A100 = Device("A100", (8, 0), 108, 1.41e9, 2.0e12)
 
 
 @pytest.fixture(autouse=True)
 def one_tile(monkeypatch):
     """Of each kind, as emulation takes seconds."""
-    monkeypatch.setattr(candidate, "SLOTS", {"mma": (16,), "wgmma": (16,), "pairs": (256,), "registers": (64,)})
+    tokens = {"mma": (16,), "wgmma": (16,), **dict.fromkeys(("pairs", "registers", *SHARING_TOKENS), (32,))}
+    monkeypatch.setattr(candidate, "TOKENS", tokens)
     candidate.candidates.cache_clear()
     yield
     candidate.candidates.cache_clear()
@@ -37,9 +40,7 @@ def running(right="", wrong=""):
     return run
 
 
-@pytest.mark.parametrize(
-    ("kind", "capability"), [("mma", (8, 0)), ("wgmma", (9, 0)), ("pairs", (9, 0)), ("registers", (9, 0))]
-)
+@pytest.mark.parametrize(("kind", "capability"), [("mma", (8, 0)), *((kind, (9, 0)) for kind in VARIANTS)])
 def test_right_kernels_are_proven(kind, capability) -> None:
     assert prove(SPEC, kind, Form(aligned=False, bias=True), CPU, capability, running()) == ""
 

@@ -80,7 +80,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) samoyeds_kernel(const __gr
   if (number >= *a.tile_count) return;
   const Tile tile = a.tiles[number];
   const int first_row_tile = blockIdx.x % row_groups * ROW_TILES;
-  const Copier copier{TokenRows(a, tile, threadIdx.x), WeightRows(a, tile, first_row_tile, threadIdx.x),
+  const Copier copier{TokenRows(a, tile, 0, threadIdx.x), WeightRows(a, tile, first_row_tile, threadIdx.x),
                       ptx::shared_address(shared)};
   Multiplier multiplier;
   Choices choices[ROW_TILES];

@@ -8,16 +8,17 @@ DEVICE uint32_t token_chunk(int row, int chunk) { return uint32_t(row * 128 + ((
 // The place in a row of 128 bytes of columns that are `chunk` in memory: as weights IN_REGISTERS come to be ordered.
 DEVICE int place_of(int chunk) { return IN_REGISTERS ? chunk % 4 * 2 + chunk / 4 : chunk; }
 
-// 128 threads copy the rows of a tile, eight threads to a row of 128 bytes. What is beyond the tile or beyond the last
-// column becomes zero; GATHER looks up the token of a slot, as the routing plan sorted them.
+// 128 threads copy the rows of a tile, or from the first one of theirs on, eight threads to a row of 128 bytes. What is
+// beyond the tile or beyond the last column becomes zero; GATHER looks up the token of a slot, as the routing plan
+// sorted them.
 struct TokenRows {
-  static constexpr int PASSES = (TOKENS + 15) / 16;
+  static constexpr int COPIED = TOKENS_SHARED ? TOKENS / CLUSTER : TOKENS, PASSES = (COPIED + 15) / 16;
   const Element* rows[PASSES];
   uint32_t valid;
   int row, chunk, columns;
 
-  DEVICE TokenRows(const Arguments& a, const Tile& tile, int thread)
-      : valid(0), row(thread / 8), chunk(thread % 8), columns(a.columns) {
+  DEVICE TokenRows(const Arguments& a, const Tile& tile, int first, int thread)
+      : valid(0), row(first + thread / 8), chunk(thread % 8), columns(a.columns) {
 #pragma unroll
     for (int i = 0; i < PASSES; ++i) {
       const bool inside = row + 16 * i < tile.count;

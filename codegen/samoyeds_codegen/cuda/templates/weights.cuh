@@ -25,7 +25,7 @@ DEVICE int stored_row(const Arguments& a, int row_tile, int row) {
 // the four chunks of a warp are 64 bytes of each row. What is beyond the last column is zero, with metadata of others.
 // Values that are wanted IN_REGISTERS only come near, halves of a row at a time; their metadata is copied.
 struct WeightRows {
-  static constexpr int COPIED = ROW_TILES / CLUSTER;  // the other blocks of a cluster send the others
+  static constexpr int COPIED = WEIGHTS_SHARED ? ROW_TILES / CLUSTER : ROW_TILES;  // others send the others
   Matrix matrix;
   int rows[COPIED][4];  // where the values of a row begin; its metadata begins at an eighth of that
   int row, chunk, width;

@@ -1,12 +1,13 @@
 // Sparse wgmma (sm_90a). Blocks stay and take one piece of work after the other: 128 condensed rows of TOKENS tokens.
 // Two warpgroups multiply, 64 rows each; the third copies weights and gathers tokens. The two blocks of a cluster have
-// the same rows of the same expert and other tokens: each copies one of the two pieces of weights and sends it to the
-// other one, so that they come from the cache once.
+// either the same rows of the same expert and other tokens, or the same tokens and the next rows: each copies half of
+// what they share and sends it to the other one, so that it comes from the cache once.
 constexpr int CONSUMERS = 2, GROUP_THREADS = 128, THREADS = (CONSUMERS + 1) * GROUP_THREADS;
 constexpr int STAGE_BYTES = (TOKEN_BYTES + CONSUMERS * PIECE_BYTES + 1023) / 1024 * 1024;
 constexpr int LAG = STAGES / 2;  // copies are waited for this many stages later
 static_assert(ROW_TILES == CONSUMERS, "a piece for each warpgroup that multiplies");
 static_assert(CLUSTER == 1 || CLUSTER == CONSUMERS, "a piece for each block of a cluster to copy");
+constexpr int TILES_TOGETHER = TOKENS_SHARED ? CLUSTER * CONSUMERS : CONSUMERS;  // pieces of rows, of a cluster
 
 // Of this block in its cluster.
 DEVICE uint32_t rank() {
@@ -41,39 +42,53 @@ struct Ring {
   }
 };
 
-// The pieces of work of this block: all rows of a tile of tokens before the next tile. A cluster shares the tokens of a
-// tile; there may be none for the last block.
+// The pieces of work of this block: all rows of a tile of tokens before the next tile. Blocks that share weights divide
+// the tokens of a tile; there may be none for the last block.
 struct Work {
   int first, step, row_groups, count;
 
   DEVICE explicit Work(const Arguments& a)
       : first(blockIdx.x / CLUSTER),
         step(gridDim.x / CLUSTER),
-        row_groups(a.row_tiles / CONSUMERS),
+        row_groups(a.row_tiles / TILES_TOGETHER),
         count(*a.tile_count * row_groups) {}
 
   DEVICE Tile tile(const Arguments& a, int piece) const {
     Tile tile = a.tiles[piece / row_groups];
-    if constexpr (CLUSTER > 1) {
+    if constexpr (WEIGHTS_SHARED) {
       const int before = int(rank()) * TOKENS, rest = tile.count - before;
       tile.count = rest < 0 ? 0 : rest < TOKENS ? rest : TOKENS;
       if (tile.count) tile.first_slot += before;
     }
     return tile;
   }
-  DEVICE int row_tile(int piece) const { return piece % row_groups * CONSUMERS; }
+  DEVICE int row_tile(int piece) const {
+    return piece % row_groups * TILES_TOGETHER + (TOKENS_SHARED ? int(rank()) * CONSUMERS : 0);
+  }
 };
+
+// To the same place in the other block's shared memory.
+DEVICE void send(const Ring& ring, uint32_t turn, uint32_t first, uint32_t bytes) {
+  const uint32_t from = ring.shared + ring.stage(turn) + first;
+  ptx::bulk_copy_peer(from, from, bytes, ring.full(turn), rank() ^ 1);
+}
+
+// This block's half of what the cluster shares, which is as many bytes as the other one sends.
+DEVICE uint32_t send_half(const Ring& ring, uint32_t turn) {
+  if constexpr (WEIGHTS_SHARED) {
+    send(ring, turn, TOKEN_BYTES + rank() * PIECE_BYTES, PIECE_BYTES);
+    return PIECE_BYTES;
+  }
+  for (int half = 0; half < 2; ++half) send(ring, turn, half * TOKEN_HALF + rank() * TOKEN_HALF / 2, TOKEN_HALF / 2);
+  return TOKEN_HALF;
+}
 
 // What a copying thread's cp.async wrote for a stage is there: tell those who multiply, in either block.
 DEVICE void hand_over(const Ring& ring, uint32_t turn, int thread) {
   ptx::fence_proxy_async();
   if constexpr (CLUSTER > 1) {
     ptx::named_barrier_sync(1, GROUP_THREADS);
-    if (thread == 0) {
-      const uint32_t mine = ring.shared + ring.stage(turn) + TOKEN_BYTES + rank() * PIECE_BYTES;
-      ptx::bulk_copy_peer(mine, mine, PIECE_BYTES, ring.full(turn), rank() ^ 1);
-      return ptx::mbarrier_expect(ring.full(turn), PIECE_BYTES);
-    }
+    if (thread == 0) return ptx::mbarrier_expect(ring.full(turn), send_half(ring, turn));
   }
   ptx::mbarrier_arrive(ring.full(turn));
 }
@@ -81,10 +96,11 @@ DEVICE void hand_over(const Ring& ring, uint32_t turn, int thread) {
 DEVICE void produce(const Arguments& a, const Ring& ring, int thread) {
   const Work work(a);
   uint32_t turn = 0;
-  const int mine = int(rank()) * WeightRows::COPIED;
+  const int mine = WEIGHTS_SHARED ? int(rank()) * WeightRows::COPIED : 0;
+  const int first_token = TOKENS_SHARED ? int(rank()) * TokenRows::COPIED : 0;
   for (int piece = work.first; piece < work.count; piece += work.step) {
     const Tile tile = work.tile(a, piece);
-    const TokenRows tokens(a, tile, thread);
+    const TokenRows tokens(a, tile, first_token, thread);
     const WeightRows weights(a, tile, work.row_tile(piece) + mine, thread);
     for (int block = 0; block < a.column_blocks; ++block, ++turn) {
       const uint32_t stage = ring.shared + ring.stage(turn);
