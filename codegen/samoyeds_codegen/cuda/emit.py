@@ -44,7 +44,7 @@ def _projection(spec: ProjectionSpec) -> list[str]:
     write = "write_gated.cuh" if spec.gated else "write_plain.cuh"
     kernel = [f"weights_{spec.variant.weights}.cuh", "wgmma.cuh"] if spec.wgmma else ["mma.cuh"]
     epilogue = ["functions.cuh", _activation(spec), "store.cuh", write, "epilogue.cuh"]
-    return ["tokens.cuh", "weights.cuh", "sums.cuh", rows, *epilogue, *kernel]
+    return ["place.cuh", "tokens.cuh", "weights.cuh", "sums.cuh", rows, *epilogue, *kernel]
 
 
 def _constants(spec: ProjectionSpec) -> str:

@@ -46,7 +46,8 @@ def run_with(target: str, right: str, wrong: str, variant: str = "wgmma") -> flo
     [
         (MMA, "cp_async_wait<STAGES - 2>", "cp_async_wait<STAGES - 1>", emulate.InFlightError),
         (MMA, "    __syncthreads();  // the copies", "    // the copies", emulate.UninitialisedError),
-        (MMA, "blockIdx.x % row_groups", "blockIdx.x % (row_groups + 1)", emulate.RaceError),
+        (MMA, "first + rest % width", "first", emulate.RaceError),
+        (MMA, "rest / width}", "rest / width + 1}", emulate.OutOfBoundsError),
         (MMA, "column + chunk * 8 < columns", "true", emulate.OutOfBoundsError),
         (WGMMA, "  ptx::fence_proxy_async();\n  if", "  if", emulate.MissingFenceError),
         (WGMMA, "    ptx::wgmma_fence();\n", "", emulate.MissingFenceError),
@@ -154,7 +155,7 @@ def test_misuse_of_shared_tokens(right, wrong, error, variant) -> None:
 def test_rows_of_shared_tokens() -> None:
     """Both blocks computing the same rows is a race for them, or leaves the others unwritten."""
     with pytest.raises(emulate.RaceError):
-        run_with(WGMMA, "(TOKENS_SHARED ? int(rank()) * CONSUMERS : 0)", "0", "token_pairs")
+        run_with(WGMMA, "first + int(rank()) * CONSUMERS", "first", "token_pairs")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -73,13 +73,14 @@ struct Multiplier {
   }
 };
 
-// Grid: most tiles there can be, times row_tiles / ROW_TILES; neighbours share their tokens.
+// Grid: most tiles there can be, times row_tiles / ROW_TILES.
 extern "C" __global__ void __launch_bounds__(THREADS) samoyeds_kernel(const __grid_constant__ Arguments a) {
   SAMOYEDS_SHARED(shared);
-  const int row_groups = a.row_tiles / ROW_TILES, number = blockIdx.x / row_groups;
-  if (number >= *a.tile_count) return;
-  const Tile tile = a.tiles[number];
-  const int first_row_tile = blockIdx.x % row_groups * ROW_TILES;
+  const int row_groups = a.row_tiles / ROW_TILES, tiles = *a.tile_count;
+  if (int(blockIdx.x) >= tiles * row_groups) return;
+  const Place place = place_of(blockIdx.x, tiles, row_groups);
+  const Tile tile = a.tiles[place.tile];
+  const int first_row_tile = place.row_group * ROW_TILES;
   const Copier copier{TokenRows(a, tile, 0, threadIdx.x), WeightRows(a, tile, first_row_tile, threadIdx.x),
                       ptx::shared_address(shared)};
   Multiplier multiplier;

@@ -6,7 +6,7 @@ constexpr int TOKEN_HALF = TOKENS * 128, TOKEN_BYTES = 2 * TOKEN_HALF;
 DEVICE uint32_t token_chunk(int row, int chunk) { return uint32_t(row * 128 + ((chunk ^ (row & 7)) << 4)); }
 
 // The place in a row of 128 bytes of columns that are `chunk` in memory: as weights IN_REGISTERS come to be ordered.
-DEVICE int place_of(int chunk) { return IN_REGISTERS ? chunk % 4 * 2 + chunk / 4 : chunk; }
+DEVICE int ordered_chunk(int chunk) { return IN_REGISTERS ? chunk % 4 * 2 + chunk / 4 : chunk; }
 
 // 128 threads copy the rows of a tile, or from the first one of theirs on, eight threads to a row of 128 bytes. What is
 // beyond the tile or beyond the last column becomes zero; GATHER looks up the token of a slot, as the routing plan
@@ -38,7 +38,7 @@ struct TokenRows {
       for (int i = 0; i < PASSES; ++i)
         if (TOKENS >= 16 || row < TOKENS) {
           const bool wanted = exists && (valid >> i & 1);
-          const uint32_t there = to + half * TOKEN_HALF + token_chunk(row + 16 * i, place_of(chunk));
+          const uint32_t there = to + half * TOKEN_HALF + token_chunk(row + 16 * i, ordered_chunk(chunk));
           ptx::cp_async<16>(there, rows[i] + column, wanted);
         }
     }

@@ -3,9 +3,9 @@
 //
 // Lane 4 g + q loads 16 bytes, 16 dense columns, of rows g and g + 8 for each 64 columns, but for a product its quad
 // has to hold four columns of each lane side by side. So lanes 2 j and 2 j + 1 exchange every other word, and tokens
-// lie in shared memory in the order that results (`place_of`): the eight columns that are number 4 j + 2 s + h of the
-// 64 in memory are in step s number 2 h + j of 32. Sums do not depend on the order of columns, but vectors of 32 would
-// be torn apart.
+// lie in shared memory in the order that results (`ordered_chunk`): the eight columns that are number 4 j + 2 s + h of
+// the 64 in memory are in step s number 2 h + j of 32. Sums do not depend on the order of columns, but vectors of 32
+// would be torn apart.
 struct Weights {
   const Element *upper, *lower;  // rows g and g + 8
   uint4 asked[2][2];             // of both halves of a block, both rows

@@ -42,19 +42,20 @@ struct Ring {
   }
 };
 
-// The pieces of work of this block: all rows of a tile of tokens before the next tile. Blocks that share weights divide
-// the tokens of a tile; there may be none for the last block.
+// The pieces of work of this block. Blocks that share weights divide the tokens of a tile; there may be none for the
+// second one.
 struct Work {
-  int first, step, row_groups, count;
+  int first, step, row_groups, tiles, count;
 
   DEVICE explicit Work(const Arguments& a)
       : first(blockIdx.x / CLUSTER),
         step(gridDim.x / CLUSTER),
         row_groups(a.row_tiles / TILES_TOGETHER),
-        count(*a.tile_count * row_groups) {}
+        tiles(*a.tile_count),
+        count(tiles * row_groups) {}
 
   DEVICE Tile tile(const Arguments& a, int piece) const {
-    Tile tile = a.tiles[piece / row_groups];
+    Tile tile = a.tiles[place_of(piece, tiles, row_groups).tile];
     if constexpr (WEIGHTS_SHARED) {
       const int before = int(rank()) * TOKENS, rest = tile.count - before;
       tile.count = rest < 0 ? 0 : rest < TOKENS ? rest : TOKENS;
@@ -63,7 +64,8 @@ struct Work {
     return tile;
   }
   DEVICE int row_tile(int piece) const {
-    return piece % row_groups * TILES_TOGETHER + (TOKENS_SHARED ? int(rank()) * CONSUMERS : 0);
+    const int first = place_of(piece, tiles, row_groups).row_group * TILES_TOGETHER;
+    return TOKENS_SHARED ? first + int(rank()) * CONSUMERS : first;
   }
 };
 
