@@ -15,7 +15,7 @@ from samoyeds_codegen.cuda.nvrtc import compile_log
 from samoyeds_codegen.cuda.spec import VARIANTS
 from samoyeds_codegen.errors import KernelError
 from samoyeds_codegen.gpu.apart import proven_apart
-from samoyeds_codegen.gpu.candidate import KINDS, TOKENS, candidates, projection
+from samoyeds_codegen.gpu.candidate import KINDS, TOKENS, candidates, projection, too_many
 from samoyeds_codegen.gpu.choose import TUNED, choose
 from samoyeds_codegen.gpu.cost import Block
 from samoyeds_codegen.gpu.device import Device, device_of
@@ -132,7 +132,7 @@ def usable(
 ) -> tuple[list[str], dict[str, str]]:
     """Kinds of kernels that have proven themselves, and measured if that is asked for; and why others have not."""
     with unset_fake_temporarily(), torch.inference_mode(False), torch.no_grad():
-        refused = {kind: _refusal(kind, spec, form, device, trains) for kind in KINDS}
+        refused = {kind: too_many(kind, block.experts) or _refusal(kind, spec, form, device, trains) for kind in KINDS}
         kinds = [kind for kind in KINDS if not refused[kind]]
         if measure and kinds:
             tune(spec, block, list(_slots(expert_ids_TK).values()), device, device_of(device), tuple(kinds))

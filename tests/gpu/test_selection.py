@@ -49,10 +49,13 @@ def skip_unless(kind, config):
         pytest.skip("no such kernel for this pattern and device")
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+FORMS = [("concatenated", torch.float16)]
+FORMS += [(layout, torch.bfloat16) for layout in ("concatenated", "interleaved", "separate", "none")]
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layout", ["concatenated", "interleaved", "separate", "none"])
+@pytest.mark.parametrize(("layout", "dtype"), FORMS, ids=str)
 @torch.no_grad()
 def test_op(layout, kind, config, dtype):
     skip_unless(kind, config)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from samoyeds_codegen.cuda.block import choose as cuda_spec
 from samoyeds_codegen.cuda.launch import target_of
 from samoyeds_codegen.cuda.pattern import Pattern
-from samoyeds_codegen.cuda.spec import ALONE, TILE_TOKENS, VARIANTS, ProjectionSpec, Variant
+from samoyeds_codegen.cuda.spec import ALONE, MOST_EXPERTS, TILE_TOKENS, VARIANTS, ProjectionSpec, Variant
 from samoyeds_codegen.errors import UnsupportedSpecError
 from samoyeds_codegen.triton.select import Tiles
 from samoyeds_codegen.triton.select import candidates as triton_tiles
@@ -59,6 +59,13 @@ def _slots(spec: ExpertsSpec, kind: str, tokens: int, capability: tuple[int, int
     except UnsupportedSpecError:
         return 0
     return slots if all(kernel.tokens == tokens for kernel in found) else 0
+
+
+def too_many(kind: str, experts: int) -> str:
+    """Why kernels of a kind do not compute a block of so many experts; empty if they do."""
+    if kind == "triton" or experts <= MOST_EXPERTS:
+        return ""
+    return f"their routing plan is for at most {MOST_EXPERTS} experts, not {experts}"
 
 
 def cuda_pattern(spec: ExpertsSpec) -> Pattern:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 from samoyeds_codegen.errors import UnsupportedSpecError
-from samoyeds_codegen.gpu.candidate import KINDS, Candidate, candidates
+from samoyeds_codegen.gpu.candidate import KINDS, Candidate, candidates, too_many
 from samoyeds_codegen.gpu.cost import Block, cost
 from samoyeds_codegen.gpu.device import Device
 from samoyeds_codegen.gpu.results import fastest
@@ -39,9 +39,11 @@ def choose(spec: ExpertsSpec, block: Block, slots: int, device: Device, kinds: s
 @functools.lru_cache(maxsize=4096)
 def _chosen(spec: ExpertsSpec, block: Block, slots: int, device: Device, kinds: str) -> Candidate:
     words = kinds.split()
-    found = candidates(spec, tuple(kind for kind in KINDS if kind in words), device.capability)
+    allowed = tuple(kind for kind in KINDS if kind in words and not too_many(kind, block.experts))
+    found = candidates(spec, allowed, device.capability)
     if not found:
-        raise UnsupportedSpecError(f"kernels of kind {kinds} do not compute {spec} on {device.name}; name other kinds")
+        whole = f"{spec} of {block.experts} experts on {device.name}"
+        raise UnsupportedSpecError(f"kernels of kind {kinds} do not compute {whole}; name other kinds")
     measured = fastest(spec, block, slots, device, found) if TUNED in words else None
     return measured or min(found, key=lambda c: (cost(c, spec, block, slots, device), c.slots))
 

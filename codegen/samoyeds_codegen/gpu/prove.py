@@ -11,7 +11,7 @@ from samoyeds_codegen.cuda.block import Plan, combine, plan_routing, project, re
 from samoyeds_codegen.cuda.launch import Launch, target_of
 from samoyeds_codegen.cuda.launch import run as launch_all
 from samoyeds_codegen.cuda.operands import Projection
-from samoyeds_codegen.cuda.spec import RouteSpec
+from samoyeds_codegen.cuda.spec import ProjectionSpec, RouteSpec
 from samoyeds_codegen.gpu.candidate import candidates
 from samoyeds_codegen.gpu.candidate import projection as cuda_spec
 from samoyeds_codegen.gpu.weights import matrix
@@ -31,7 +31,7 @@ def prove(
 
     Args:
         spec: the block.
-        kind: ``mma`` or ``wgmma``.
+        kind: one of `candidate.KINDS` that is CUDA's.
         form: of its weights.
         device: where they lie.
         capability: of the device.
@@ -54,9 +54,9 @@ def _project(
     spec: ExpertsSpec, kind: str, op: str, tokens: int, form: Form, device: torch.device,
     capability: tuple[int, int], run: Run,
 ) -> str:  # fmt: skip
-    given = problem(KernelSpec(op, spec, _sampled(spec, tokens)), form, device)
-    assert given.order_S is not None  # these kernels have no other form
     kernel = cuda_spec(spec, op, kind, tokens, capability, form.bias)
+    given = problem(KernelSpec(op, spec, _sampled(kernel)), form, device)
+    assert given.order_S is not None  # these kernels have no other form
     owned, rows = given.expected.shape
     weights = _weights(given, rows, op == "up" and spec.gated)
     launch, out = project(kernel, weights, readable(given.x), _plan(given, tokens), processors=2)
@@ -68,10 +68,10 @@ def _project(
     return compare(str(kernel), out[:owned, :rows], given.expected, steps * ROUNDING[spec.dtype])
 
 
-def _sampled(spec: ExpertsSpec, tokens: int) -> Tile:
-    """A problem for a tile of Triton's is of the right size for one of these, too."""
-    vector = 128 if spec.pattern is None or not spec.pattern.selects else spec.pattern.vector
-    return Tile(64, max(tokens, 16), vector, 4, 2)
+def _sampled(kernel: ProjectionSpec) -> Tile:
+    """A problem for a tile of Triton's is of the right size for one of these, too: rows for all blocks of a cluster."""
+    vector = kernel.pattern.vector if kernel.pattern.selects else 128
+    return Tile(max(32 * kernel.row_tiles_together, 64), max(kernel.slots, 16), vector, 4, 2)
 
 
 def _plan(given: Problem, tokens: int) -> Plan:

@@ -1,11 +1,13 @@
 """Which candidate the cost model takes, and that measured results overrule it; no device, no time."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from samoyeds_codegen.cuda.spec import VARIANTS
+from samoyeds_codegen.cuda.spec import MOST_EXPERTS, VARIANTS
+from samoyeds_codegen.errors import UnsupportedSpecError
 from samoyeds_codegen.gpu import choose as chooser
 from samoyeds_codegen.gpu.candidate import KINDS, TOKENS, candidates, projection, variant_of
 from samoyeds_codegen.gpu.choose import choose, regime
@@ -13,7 +15,9 @@ from samoyeds_codegen.gpu.cost import Block, answered_share, cost, wgmma_share
 from samoyeds_codegen.gpu.device import NONE, Device, device_of
 from samoyeds_codegen.gpu.results import keep, key, of_block, path, stored
 from samoyeds_codegen.gpu.tune import MOST, tune
+from samoyeds_codegen.triton.sample import Form
 from samoyeds_codegen.triton.spec import ExpertsSpec, Pattern
+from samoyeds_compile.lower.gpu import usable
 
 H200 = Device("H200", (9, 0), 132, 1.98e9, 4.8e12)
 A100 = Device("A100", (8, 0), 108, 1.41e9, 2.0e12)
@@ -127,6 +131,17 @@ def test_pairs_read_tokens_once() -> None:
         for kind in ("wgmma", "pairs", "token_pairs")
     )
     assert rows < weights < alone
+
+
+def test_more_experts_than_a_routing_plan_of_cuda_has() -> None:
+    """Triton's is PyTorch's, for any number."""
+    many = replace(MIXTRAL, experts=MOST_EXPERTS + 1)
+    assert choose(spec(), many, 16384, H200, ALL).kind == "triton"
+    with pytest.raises(UnsupportedSpecError, match="1025 experts"):
+        choose(spec(), many, 16384, H200, "mma wgmma")
+    ids = torch.zeros(4, 2, dtype=torch.int64)
+    refused = usable(spec(), Form(), many, ids, torch.device("cpu"), measure=False)[1]
+    assert "not 1025" in refused["mma"] and "1025" not in refused["triton"]
 
 
 def test_regimes() -> None:

@@ -59,6 +59,11 @@ def test_wrong_kernels_are_refused(right, wrong, reason) -> None:
     assert any(word in found for word in reason.split("|")), found
 
 
+def test_rows_of_the_second_block_count() -> None:
+    wrong = running("first + int(rank()) * CONSUMERS", "first + int(rank())")
+    assert prove(SPEC, "token_pairs", Form(), CPU, (9, 0), wrong)
+
+
 def test_no_kernel() -> None:
     assert "no such kernel" in prove(SPEC, "wgmma", Form(), CPU, (8, 0), running())
     assert "no such kernel" in proven_apart(SPEC, "wgmma", Form(), CPU, A100)
