@@ -30,6 +30,8 @@ CONFIGS = [
     SparsityConfig(1, 2, 128, group=64),
     SparsityConfig(2, 4, 64),
 ]
+FORMS = [("concatenated", torch.float16)]
+FORMS += [(layout, torch.bfloat16) for layout in ("concatenated", "interleaved", "separate", "none")]
 DTYPES = {torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 
@@ -47,10 +49,6 @@ def kinds_of(config):
 def skip_unless(kind, config):
     if kind not in kinds_of(config):
         pytest.skip("no such kernel for this pattern and device")
-
-
-FORMS = [("concatenated", torch.float16)]
-FORMS += [(layout, torch.bfloat16) for layout in ("concatenated", "interleaved", "separate", "none")]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)

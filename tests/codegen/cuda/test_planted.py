@@ -65,6 +65,7 @@ def test_misuse(target, right, wrong, error) -> None:
     ("target", "right", "wrong"),
     [
         (MMA, "multiply<STEP % 2>(", "multiply<0>("),
+        (MMA, "    ask(block + 1);", "    ask(block);"),
         (MMA, "(before.upper == k) - (now.upper == k)", "(before.upper == k)"),
         (MMA, "STEP < 2 ? metadata[r].x : metadata[r].y", "metadata[r].x"),
         (WGMMA, "uint64_t(256 >> 4) << 32", "uint64_t(128 >> 4) << 32"),
@@ -129,7 +130,7 @@ def test_misuse_of_registers(right, wrong, error) -> None:
         ("IN_REGISTERS ? chunk % 4 * 2 + chunk / 4 : chunk", "chunk"),
         ("bytes = q | (q + 4) << 4", "bytes = 2 * q | (2 * q + 1) << 4"),
         ("second ? own.x : own.y, 1)", "second ? own.x : own.y, 2)"),
-        ("    ask(block + 1);", "    ask(block);"),
+        ("2 * half + 1], row);\n    ask(block + 1);", "2 * half + 1], row);\n    ask(block);"),
     ],
 )
 def test_wrong_numbers_from_registers(right, wrong) -> None:

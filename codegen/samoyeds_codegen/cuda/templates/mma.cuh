@@ -94,7 +94,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) samoyeds_kernel(const __gr
   }
   for (int block = 0; block < a.column_blocks; ++block) {
 #pragma unroll
-    for (int r = 0; r < ROW_TILES && SETS > 1; ++r) choices[r].look_up(block);
+    for (int r = 0; r < ROW_TILES; ++r) choices[r].go_on(block);
     ptx::cp_async_wait<STAGES - 2>();
     __syncthreads();  // the copies of all threads are there, and all have read the buffer that is filled next
     if (block + STAGES - 1 < a.column_blocks) copier.copy(block + STAGES - 1);

@@ -11,13 +11,13 @@ struct Choice {
   int upper = 0, lower = 0;  // of rows g and g + 8
 };
 
-// The choices of a lane's two rows of a slab, in the vectors of a column block. They are read from global memory ahead
-// of what they are for. Of the sub-rows that a block keeps, the i-th is its choice i or a later one: code 0 and on.
+// The choices of a lane's two rows of a slab, in the vectors of a column block. They are read from global memory a
+// block ahead. Of the sub-rows that a block keeps, the i-th is its choice i or a later one: code 0 and on.
 struct Choices {
   static constexpr int VECTORS = COLUMNS / VECTOR;
   const uint8_t *upper, *lower;
   int code, last;
-  Choice found[VECTORS];
+  Choice found[VECTORS], asked[VECTORS];
 
   DEVICE Choices() {}
   DEVICE Choices(const Arguments& a, const Tile& tile, int row_tile, int slab, int lane) : last(a.width / VECTOR - 1) {
@@ -25,6 +25,7 @@ struct Choices {
     upper = row_of(matrix_of(a, tile.expert, false), first);
     lower = row_of(matrix_of(a, tile.expert, true), second);
     code = first % KEPT_ROWS << 8 | second % KEPT_ROWS;
+    if constexpr (SETS > 1) ask(0);
   }
 
   DEVICE const uint8_t* row_of(const Matrix& matrix, int row) const {
@@ -32,12 +33,20 @@ struct Choices {
     return matrix.selection + int64_t(block / GROUP * KEPT_ROWS + row % KEPT_ROWS) * (last + 1);
   }
 
-  DEVICE void look_up(int block) {
+  DEVICE void ask(int block) {
 #pragma unroll
     for (int v = 0; v < VECTORS; ++v) {
       const int vector = block * VECTORS + v < last ? block * VECTORS + v : last;
-      found[v] = {upper[vector] - (code >> 8), lower[vector] - (code & 0xff)};
+      asked[v] = {upper[vector], lower[vector]};
     }
+  }
+
+  // What was asked for is found; the next block is asked for.
+  DEVICE void go_on(int block) {
+    if constexpr (SETS == 1) return;
+#pragma unroll
+    for (int v = 0; v < VECTORS; ++v) found[v] = {asked[v].upper - (code >> 8), asked[v].lower - (code & 0xff)};
+    ask(block + 1);
   }
 };
 

@@ -187,28 +187,47 @@ DEVICE void release(const Ring& ring, uint32_t turn) {
   if constexpr (CLUSTER > 1) ptx::mbarrier_arrive_cluster(ring.empty(turn), rank() ^ 1);
 }
 
+// What a lane knows of a piece of work: all that it reads itself is asked for ahead.
+struct Operands {
+  Tile tile;
+  int row_tile;
+  Choices choices;
+  Weights weights;
+
+  DEVICE Operands(const Arguments& a, const Work& work, int piece, int group, const Multiplier& multiplier)
+      : tile(work.tile(a, piece)),
+        row_tile(work.row_tile(piece) + group),
+        choices(a, tile, row_tile, multiplier.warp, multiplier.lane),
+        weights(a, tile, row_tile, multiplier.warp, multiplier.lane) {}
+
+  DEVICE void go_on(int block) {
+    choices.go_on(block);
+    weights.go_on(block);
+  }
+};
+
 DEVICE void consume(const Arguments& a, const Ring& ring, const unsigned char* shared, int group, int thread) {
   const Work work(a);
+  if (work.first >= work.count) return;
   Multiplier multiplier(thread);
+  Operands operands(a, work, work.first, group, multiplier);
   uint32_t turn = 0;
   for (int piece = work.first; piece < work.count; piece += work.step) {
     multiplier.start();
-    const Tile tile = work.tile(a, piece);
-    const int row_tile = work.row_tile(piece) + group;
-    Choices choices(a, tile, row_tile, multiplier.warp, multiplier.lane);
-    Weights weights(a, tile, row_tile, multiplier.warp, multiplier.lane);
     for (int block = 0; block < a.column_blocks; ++block, ++turn) {
       const unsigned char* stage = shared + ring.stage(turn);
-      if constexpr (SETS > 1) choices.look_up(block);
-      weights.go_on(block);
+      operands.go_on(block);
       ptx::mbarrier_wait(ring.full(turn), ring.parity(turn));
-      weights.take(stage + TOKEN_BYTES + group * PIECE_BYTES);
-      multiplier.block(stage, weights, choices);
+      operands.weights.take(stage + TOKEN_BYTES + group * PIECE_BYTES);
+      multiplier.block(stage, operands.weights, operands.choices);
       __syncwarp();  // all lanes have read the stage
       if (multiplier.lane == 0) release(ring, turn);
     }
     if constexpr (SETS > 1) multiplier.choose(Choice());
-    finish(a, tile, row_tile * 4 + multiplier.warp, multiplier.sums, multiplier.lane);
+    const Tile tile = operands.tile;
+    const int slab = operands.row_tile * 4 + multiplier.warp;
+    if (piece + work.step < work.count) operands = Operands(a, work, piece + work.step, group, multiplier);
+    finish(a, tile, slab, multiplier.sums, multiplier.lane);
   }
 }
 
