@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -132,7 +133,8 @@ def usable(
 ) -> tuple[list[str], dict[str, str]]:
     """Kinds of kernels that have proven themselves, and measured if that is asked for; and why others have not."""
     with unset_fake_temporarily(), torch.inference_mode(False), torch.no_grad():
-        refused = {kind: too_many(kind, block.experts) or _refusal(kind, spec, form, device, trains) for kind in KINDS}
+        refused = {"triton": _triton_refusal(spec, form, device, trains)}
+        refused |= _cuda_refusals(spec, form, block, device, refused["triton"] if trains else "")
         kinds = [kind for kind in KINDS if not refused[kind]]
         if measure and kinds:
             tune(spec, block, list(_slots(expert_ids_TK).values()), device, device_of(device), tuple(kinds))
@@ -147,15 +149,22 @@ def _slots(expert_ids_TK: torch.Tensor) -> dict[int, int]:
     return {count: count * int(top_k) for count in counts}
 
 
-def _refusal(kind: str, spec: ExpertsSpec, form: Form, device: torch.device, trains: bool) -> str:
-    """Why kernels of a kind are not used; empty if they are."""
-    if kind == "triton":
-        return _triton_refusal(spec, form, device, trains)
-    if device.type != "cuda":
-        return f"they do not run on {device}"
-    if trains and (why := _triton_refusal(spec, form, device, trains)):
-        return f"their gradients are Triton kernels: {why}"
-    return proven_apart(spec, kind, form, device, device_of(device))
+def _cuda_refusals(
+    spec: ExpertsSpec, form: Form, block: Block, device: torch.device, gradients: str
+) -> dict[str, str]:  # fmt: skip
+    """Why CUDA kernels of each kind are not used; empty if they are. Kinds are proven at a time, in processes."""
+    kinds, numbers = [kind for kind in KINDS if kind != "triton"], device_of(device)
+
+    def refusal(kind: str) -> str:
+        if device.type != "cuda":
+            return f"they do not run on {device}"
+        if gradients:
+            return f"their gradients are Triton kernels: {gradients}"
+        return proven_apart(spec, kind, form, device, numbers)
+
+    with ThreadPoolExecutor(len(kinds)) as pool:
+        found = pool.map(lambda kind: too_many(kind, block.experts) or refusal(kind), kinds)
+        return dict(zip(kinds, found, strict=True))
 
 
 def _triton_refusal(spec: ExpertsSpec, form: Form, device: torch.device, trains: bool) -> str:

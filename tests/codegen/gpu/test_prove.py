@@ -1,6 +1,7 @@
 """CUDA kernels prove themselves, the emulator in place of a device; and what becomes of the answer."""
 
 import json
+import threading
 
 import pytest
 import torch
@@ -10,10 +11,13 @@ from samoyeds_codegen.cuda.spec import VARIANTS
 from samoyeds_codegen.gpu import apart, candidate
 from samoyeds_codegen.gpu.answer import answer
 from samoyeds_codegen.gpu.apart import proven_apart
+from samoyeds_codegen.gpu.candidate import KINDS
+from samoyeds_codegen.gpu.cost import Block
 from samoyeds_codegen.gpu.device import Device
 from samoyeds_codegen.gpu.prove import prove
 from samoyeds_codegen.triton.sample import Form
 from samoyeds_codegen.triton.spec import ExpertsSpec, Pattern
+from samoyeds_compile.lower import gpu as lower
 from tests.codegen.cuda import emulated
 
 SPEC = ExpertsSpec("bfloat16", Pattern(1, 2, 64), "silu(gate) * up", True)
@@ -62,6 +66,24 @@ def test_wrong_kernels_are_refused(right, wrong, reason) -> None:
 def test_rows_of_the_second_block_count() -> None:
     wrong = running("first + int(rank()) * CONSUMERS", "first + int(rank())")
     assert prove(SPEC, "token_pairs", Form(), CPU, (9, 0), wrong)
+
+
+def test_kinds_are_proven_at_a_time(monkeypatch) -> None:
+    """Each in a process of its own, so a machine waits for the slowest one only."""
+    together = threading.Barrier(len(KINDS) - 1, timeout=60)
+
+    def proof(spec, kind, *rest) -> str:
+        together.wait()
+        return "" if kind == "mma" else f"no {kind}"
+
+    monkeypatch.setattr(lower, "proven_apart", proof)
+    monkeypatch.setattr(lower, "device_of", lambda device: A100)
+    monkeypatch.setattr(lower, "_triton_refusal", lambda *operands: "no triton")
+    arguments = (SPEC, Form(), Block(8, 64, 64), torch.zeros(4, 2, dtype=torch.int64), torch.device("cuda"), False)
+    kinds, refused = lower.usable(*arguments)
+    assert kinds == ["mma"] and refused == {kind: "" if kind == "mma" else f"no {kind}" for kind in KINDS}
+    kinds, refused = lower.usable(*arguments, trains=True)
+    assert kinds == [] and refused["mma"] == "their gradients are Triton kernels: no triton"
 
 
 def test_no_kernel() -> None:
