@@ -13,6 +13,27 @@ from benchmarks.gpu.weights import Weights
 
 Call = Callable[[], "Tensor | None"]
 """Runs once; gives [T, H] if the whole block was computed."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A `Call` of this project's kernels.
+
+    Attributes:
+        call: runs them.
+        candidate: which ones they are: `samoyeds_codegen.gpu.candidate.Candidate`, in words.
+        model_ms: milliseconds of both projections by the cost model.
+    """
+
+    call: Call
+    candidate: str
+    model_ms: float
+
+    def __call__(self) -> Tensor | None:
+        """Run them."""
+        return self.call()
+
+
 Bind = Callable[[Inputs], Call]
 
 

@@ -56,12 +56,12 @@ COLUMNS = {
 }
 
 
-def save(where: Mapping[str, Any], rows: Sequence[Row], notes: Sequence[Mapping[str, Any]], folder: Path) -> Path:
-    """One file a run, named by device and time."""
-    device = re.sub(r"[^a-z0-9]+", "-", where["device"].lower()).strip("-")
+def save(results: Mapping[str, Any], folder: Path) -> Path:
+    """One file a run, named by its machine's device and by time."""
+    device = re.sub(r"[^a-z0-9]+", "-", results["machine"]["device"].lower()).strip("-")
     path = folder / f"gpu-{device}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}.json"
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": where, "rows": rows, "notes": notes}, indent=1) + "\n")
+    path.write_text(json.dumps(results, indent=1) + "\n")
     return path
 
 

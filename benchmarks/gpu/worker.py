@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.contender import Absent, Bind, Call, Contender
+from benchmarks.gpu.contender import Absent, Bind, Call, Chosen, Contender
 from benchmarks.gpu.inputs import Inputs, error, expected, make_inputs
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.rows import row_of
@@ -107,7 +107,7 @@ class Worker:
             peak = self._attempt(each.contender, count, functools.partial(self.machine.peak, each.call))
             weights = self.weights[each.contender.form]
             row = row_of(self.shape, weights, inputs, each.contender, times[each.contender.name], peak or 0)
-            self.say({"event": "row", **row, "error": each.error, "graph": each.graph})
+            self.say({"event": "row", **row, **_choice(each.call), "error": each.error, "graph": each.graph})
 
     def _start(self, contender: Contender, bind: Bind, inputs: Inputs, wanted: Mapping[str, Any]) -> Running:
         """Bind, run once, compare, and capture where that is possible.
@@ -160,6 +160,11 @@ class Worker:
             torch.zeros(1, device=self.machine.device).add_(1).item()
         except Exception as error:
             raise BrokenDevice(_text(error)) from error
+
+
+def _choice(call: Call) -> dict[str, Any]:
+    """What a call of ours takes, and how long by the cost model; nothing is known of others."""
+    return {"candidate": call.candidate, "model_ms": call.model_ms} if isinstance(call, Chosen) else {}
 
 
 def _text(error: BaseException) -> str:

@@ -1,13 +1,16 @@
 """The benchmark for GPUs without one: every way through it, with tiny blocks. No test looks at a time."""
 
+import importlib.util
 import json
+import os
+import subprocess
 import sys
 
 import pytest
 import torch
 from rich.console import Console
 
-from benchmarks.gpu import inputs, report, weights, worker
+from benchmarks.gpu import inputs, losses, report, weights, worker
 from benchmarks.gpu.contender import BLOCK, PRODUCTS, Absent, Contender
 from benchmarks.gpu.inputs import expected, make_inputs
 from benchmarks.gpu.machine import DryMachine
@@ -16,7 +19,7 @@ from benchmarks.gpu.peers import PEERS, grouped_mm
 from benchmarks.gpu.peers.sorting import padded_rows, sort
 from benchmarks.gpu.rows import with_rates, with_ratios
 from benchmarks.gpu.shapes import SHAPES, SMALL, TOKENS, Shape
-from benchmarks.gpu.supervise import measure
+from benchmarks.gpu.supervise import ROOT, measure
 from benchmarks.gpu.worker import BrokenDevice, Worker
 
 SHAPE, CPU, BF16 = SMALL[0], torch.device("cpu"), torch.bfloat16
@@ -160,8 +163,45 @@ def test_ratios_and_rates(tmp_path) -> None:
     report.show(console, found, [{"event": "absent", "name": "DeepGEMM", "shape": "small", "reason": "[no] module"}])
     text = console.export_text()
     assert "4.00" in text and "DeepGEMM" in text and "[no] module" in text
-    kept = json.loads(report.save(machine, found, [], tmp_path).read_text())
+    kept = json.loads(report.save({"machine": machine, "rows": found}, tmp_path).read_text())
     assert kept["rows"] == json.loads(json.dumps(found)) and next(tmp_path.iterdir()).name.startswith("gpu-a-gpu-")
+
+
+def test_losses() -> None:
+    """By hand; a point counts where both were timed, and nothing is lost where both take the same kernels."""
+    base = {"shape": "small", "tokens": 8, "model_ms": 0.1}
+    found = losses.losses([
+        base | {"form": "75 %", "name": "75 %, cost model", "candidate": "mma 16", "ms": 0.6},
+        base | {"form": "75 %", "name": "75 %, max-autotune", "candidate": "triton", "ms": 0.5, "model_ms": 0.2},
+        base | {"form": "2:4", "name": "2:4, cost model", "candidate": "mma 16", "ms": 0.6},
+        base | {"form": "dense", "name": "dense, cost model", "candidate": "triton", "ms": 0.6},
+        base | {"form": "dense", "name": "dense, max-autotune", "candidate": "triton", "ms": 0.5},
+        base | {"form": "dense", "name": "torch._grouped_mm", "ms": 0.1},
+    ])  # fmt: skip
+    assert [(row["form"], row["loss"]) for row in found] == [("75 %", 0.2), ("dense", 0.0)]
+    assert found[0] == base | {
+        "form": "75 %", "model": "mma 16", "measured": "triton", "ms": 0.6, "measured_ms": 0.5, "loss": 0.2,
+    }  # fmt: skip
+    console = Console(width=report.WIDTH, record=True)
+    console.print(losses.table(found, report.WIDTH))
+    text = console.export_text()
+    assert "loses 20% at most, 10% in the middle" in text and "mma 16" in text
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not made for this machine")
+def test_choices_in_the_interpreter(tmp_path) -> None:
+    """Kernels of each form prove themselves and are timed, once as the model has it and once as was measured."""
+    (tmp_path / "cache").mkdir(mode=0o700)
+    words = ["--dry-run", "--choices", "--quick", "--tokens", "1", "--folder", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", *words], cwd=ROOT, capture_output=True, text=True, timeout=500,
+        env=os.environ | {"TRITON_INTERPRET": "1", "SAMOYEDS_CACHE_DIR": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    kept = json.loads(next(tmp_path.glob("gpu-*.json")).read_text())
+    assert {row["form"] for row in kept["losses"]} == {weights.DENSE, *weights.PATTERNS}, kept["notes"]
+    assert all(row["model"].startswith("triton") and row["model_ms"] > 0 for row in kept["losses"])
+    assert len(kept["rows"]) == 8 and "the cost model loses" in done.stdout
 
 
 def test_no_dense_peer() -> None:

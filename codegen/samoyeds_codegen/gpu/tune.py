@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -74,12 +74,10 @@ def _measured(
     spec: ExpertsSpec, block: Block, wanted: dict[int, list[Candidate]], device: torch.device, timer: Timer,
     progress: bool,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
-    from rich.progress import track
-
     found: dict[str, dict[str, float]] = {}
     trial = Trial(spec, block, device)
     pairs = [(slots, candidate) for slots, each in wanted.items() for candidate in each]
-    for slots, candidate in track(pairs, f"measuring kernels of {spec}", disable=not progress):
+    for slots, candidate in _with_bar(pairs, f"measuring kernels of {spec}") if progress else pairs:
         try:
             ms = timer(trial.call(candidate, slots))
         except Exception as error:  # a candidate that does not run is not taken
@@ -87,6 +85,12 @@ def _measured(
             continue
         found.setdefault(key(spec, block, slots), {})[str(candidate)] = round(ms, 5)
     return found
+
+
+def _with_bar(pairs: Sequence[tuple[int, Candidate]], text: str) -> Iterable[tuple[int, Candidate]]:
+    from rich.progress import track  # here, as importing this must stay light
+
+    return track(pairs, text)
 
 
 def by_events(call: Callable[[], object]) -> float:

@@ -97,6 +97,6 @@ def _plan(device: torch.device) -> str:
 def compare(name: str, found: Tensor, expected: Tensor, rounding: float) -> str:
     """Why a result is not what was expected; empty if it is, up to rounding and sums in float32."""
     bound = rounding * expected.abs() + SUMMING * expected.abs().max()
-    error = (found.double() - expected).abs() / bound
+    error = (found.double() - expected).abs() / bound.clamp_min(torch.finfo(torch.float64).tiny)
     worst = float(torch.where(error.isnan(), torch.inf, error).max())
     return "" if worst <= 1 else f"{name}: {worst:.3g} times the error that is allowed on {found.device}"

@@ -61,10 +61,11 @@ class Problem:
 def problem(spec: KernelSpec, form: Form, device: torch.device) -> Problem:
     """More rows, slots and columns than a tile has, none a whole number of tiles; the same numbers every time."""
     generator = torch.Generator().manual_seed(0)
-    odd = 16 if form.aligned else 13
-    slots, cols, rows = spec.tile.slots + 10, 2 * spec.tile.cols + odd, _rows(spec) + odd
-    if not form.aligned and spec.experts.pattern is not None:
-        rows += -rows % spec.experts.pattern.m
+    odd, pattern = 16 if form.aligned else 13, spec.experts.pattern
+    wide = spec.tile.cols if pattern is None else max(spec.tile.cols, pattern.vector)
+    slots, cols, rows = spec.tile.slots + 10, 2 * wide + odd, _rows(spec) + odd
+    if not form.aligned and pattern is not None:
+        rows += -rows % pattern.m
     order_S = torch.randperm(slots, generator=generator)
     owned_slots = slots - NOBODYS
     offsets_E = torch.tensor([slots - 7, slots - 7, owned_slots], dtype=torch.int32)
@@ -84,11 +85,13 @@ def problem(spec: KernelSpec, form: Form, device: torch.device) -> Problem:
 
 
 def _rows(spec: KernelSpec) -> int:
-    """Rows of a weight that are about a tile, or, where they are summed, more than one."""
+    """Rows of a weight that are about a tile, or, where they are summed or many share a choice, more than one."""
     pattern = spec.experts.pattern
-    if spec.op == "back" and pattern is not None:
+    if pattern is None:
+        return spec.outputs
+    if spec.op == "back":
         return 2 * spec.tile.rows // pattern.n * pattern.m
-    return spec.outputs
+    return max(spec.outputs, min(pattern.m * pattern.group, 2 * spec.outputs))
 
 
 def _linear(x_SI: Tensor, expert_S: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -154,7 +157,11 @@ def _scattered(stack: Tensor) -> list[Tensor]:
 def _packed(
     pattern: Pattern, rows: int, cols: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator
 ) -> tuple[Tensor, PackedSide]:
-    """A random weight with the pattern, dense and packed; padding is zero, as packers leave it."""
+    """A random weight with the pattern, dense and packed; padding is zero, as packers leave it.
+
+    The second vector keeps sub-rows that the first one does not, so that no row of gates or ups is zero where a choice
+    holds for many blocks: a product of the two could be zero everywhere, and prove nothing.
+    """
     n, m, vector, group = pattern.n, pattern.m, pattern.vector, pattern.group
     groups, vectors = -(-rows // (m * group)), -(-cols // vector)
     condensed, width = groups * group * n, vectors * vector
@@ -164,7 +171,9 @@ def _packed(
     live = dense_cols.view(-1, 4)[torch.arange(width // 4)[:, None], position]
     values = torch.randn(*position.shape, generator=generator).mul(live).div(cols**0.5).to(dtype)
     words = ((position[..., 0] | position[..., 1] << 2).unflatten(-1, (-1, 4)) << torch.arange(0, 16, 4)).sum(-1)
-    order = torch.rand(EXPERTS, groups, m, vectors, generator=generator).argsort(2)[:, :, :n].sort(2).values
+    shuffled = torch.rand(EXPERTS, groups, m, vectors, generator=generator).argsort(2)
+    shuffled[..., 1:2] = shuffled[..., :1].roll(n, 2)
+    order = shuffled[:, :, :n].sort(2).values
     whole = torch.zeros(EXPERTS, condensed, width // 4, 4, dtype=dtype).scatter_(-1, position, values).flatten(2)
     block = torch.zeros(EXPERTS, groups, group, m, vectors, vector, dtype=dtype)
     chosen = order[:, :, None, :, :, None].expand(-1, -1, group, -1, -1, vector)

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -44,9 +45,11 @@ def running(right="", wrong=""):
     return run
 
 
+@pytest.mark.parametrize("pattern", [Pattern(1, 2, 64), Pattern(1, 2, 128, 64)], ids=str)
 @pytest.mark.parametrize(("kind", "capability"), [("mma", (8, 0)), *((kind, (9, 0)) for kind in VARIANTS)])
-def test_right_kernels_are_proven(kind, capability) -> None:
-    assert prove(SPEC, kind, Form(aligned=False, bias=True), CPU, capability, running()) == ""
+def test_right_kernels_are_proven(kind, capability, pattern) -> None:
+    spec = replace(SPEC, pattern=pattern)
+    assert prove(spec, kind, Form(aligned=False, bias=True), CPU, capability, running()) == ""
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ def test_matrices_that_lie_apart_are_proven(form, pattern):
 
 def test_half_precision_is_proven():
     assert prove(spec_of("bfloat16", Pattern(1, 2, 64)), Form(), CPU) == ""
+    assert prove(spec_of("bfloat16", Pattern(1, 2, 128, 64)), Form(), CPU) == ""
     assert prove(spec_of("float16", None, "to(gelu(x), 'float16')"), Form(), CPU) == ""
 
 
@@ -61,6 +62,16 @@ def test_wrong_kernels_are_refused(wrong, right):
         return Projection(spec, text.replace(wrong, right))
 
     assert "up float32" in prove(spec_of("float32", Pattern(1, 2, 32)), Form(), CPU, load)
+
+
+def test_a_wrong_group_is_refused():
+    """All blocks take the choices of the first group."""
+    pattern = Pattern(1, 2, 128, 64)
+
+    def load(spec):
+        return Projection(spec, emit(spec).replace("(row + up_first_block) // 64", "0 * row"))
+
+    assert "up float32" in prove(spec_of("float32", pattern), Form(), CPU, load)
 
 
 def test_what_raises_is_refused():
