@@ -91,10 +91,10 @@ def test_cuda_graph(kind):
         assert torch.equal(captured, call())
 
 
+@pytest.mark.parametrize("config", [CONFIGS[2], CONFIGS[3]], ids=str)
 @torch.no_grad()
-def test_lowering_takes_what_is_proven():
+def test_lowering_takes_what_is_proven(config):
     """Every kind that this device has an instruction for."""
-    config = SparsityConfig(1, 2, 64)
     _, packed = packed_operands(operands(0, 40, 2, 4, 128, 96, "concatenated", "out_in", False, torch.bfloat16), config)
     args = on_cuda(packed)
     found = gpu_kernels(args[1], *args[3:6], *args[9:], torch.bfloat16, bias=False)
