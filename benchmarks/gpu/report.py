@@ -24,10 +24,10 @@ def show(console: Console, rows: Sequence[Row], notes: Sequence[Mapping[str, Any
         console.print(
             table(f"{shape}, {tokens} tokens", [r for r in rows if (r["shape"], r["tokens"]) == (shape, tokens)])
         )
-    said: dict[tuple[str, ...], list[str]] = {}
+    said: dict[tuple[str, ...], dict[str, None]] = {}
     for note in notes:
         what = (note["event"], note.get("name", ""), note.get("reason", ""))
-        said.setdefault(what, []).append(f"{note['shape']} {note.get('tokens') or ''}".strip())
+        said.setdefault(what, {})[f"{note['shape']} {note.get('tokens') or ''}".strip()] = None
     for (event, name, reason), where in said.items():
         console.print(f"{event}: {name} {reason} ({', '.join(where)})", markup=False)
 

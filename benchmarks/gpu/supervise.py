@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SILENCE = 120.0
 """Seconds without a word after which a worker hangs. Compiling is the longest that one is silent for."""
 POLL = 0.2
+PASSES = 2
+"""Over all shapes: kernels of all are compiled for the first one, which may take its whole share."""
 ATTEMPTS = 6
 """Workers for a shape, at most."""
 
@@ -29,6 +31,21 @@ class Outcome:
 
     rows: list[Event] = field(default_factory=list)
     notes: list[Event] = field(default_factory=list)
+
+
+@dataclass
+class _Job:
+    """What is left of a shape.
+
+    Attributes:
+        shape: which.
+        tokens: numbers that were not measured.
+        excluded: names that broke a worker.
+    """
+
+    shape: Shape
+    tokens: list[int]
+    excluded: list[str] = field(default_factory=list)
 
 
 Command = Callable[[Shape, Path, float, Sequence[str], Sequence[int]], list[str]]
@@ -51,7 +68,7 @@ def measure(
     silence: float = SILENCE,
     heard: Callable[[Event], None] = lambda event: None,
 ) -> Outcome:
-    """All shapes within so many seconds; each may use an equal share of what is left.
+    """All shapes within so many seconds; each may use an equal share of what is left, and what others left then.
 
     Args:
         shapes: in order.
@@ -62,56 +79,59 @@ def measure(
         heard: called with every event.
     """
     outcome, end = Outcome(), time.monotonic() + seconds
-    for number, shape in enumerate(shapes):
-        share = (end - time.monotonic()) / (len(shapes) - number)
-        _shape(shape, time.monotonic() + share, make_command, list(tokens), silence, outcome, heard)
+    waiting = [_Job(shape, list(tokens)) for shape in shapes]
+    for _ in range(PASSES):
+        for number, job in enumerate(waiting):
+            share = (end - time.monotonic()) / (len(waiting) - number)
+            _work_on(job, time.monotonic() + share, make_command, silence, outcome, heard)
+        waiting = [job for job in waiting if job.tokens]
+    outcome.notes += [
+        {"shape": job.shape.name, "event": "out of time", "tokens": count} for job in waiting for count in job.tokens
+    ]
     return outcome
 
 
-def _shape(
-    shape: Shape, end: float, make_command: Command, tokens: list[int], silence: float, outcome: Outcome,
-    heard: Callable[[Event], None],
-) -> None:  # fmt: skip
-    excluded: list[str] = []
+def _work_on(
+    job: _Job, end: float, make_command: Command, silence: float, outcome: Outcome, heard: Callable[[Event], None]
+) -> None:
+    """Leaves those numbers of tokens to the job for which there was no time."""
+    shape = job.shape
     for _ in range(ATTEMPTS):
         left = end - time.monotonic()
-        if left <= 0 or not tokens:
-            break
-        events, reason = _work(shape, left, make_command, excluded, tokens, silence, heard)
+        if left <= 0 or not job.tokens:
+            return
+        events, reason = _work(job, left, make_command, silence, heard)
         outcome.rows += [e for e in events if e["event"] == "row"]
         outcome.notes += [{"shape": shape.name, **e} for e in events if e["event"] in NOTED]
-        done = {e["tokens"] for e in events if e["event"] in ("finished", "out of time")}
-        tokens = [t for t in tokens if t not in done]
+        done = {e["tokens"] for e in events if e["event"] == "finished"}
+        job.tokens = [t for t in job.tokens if t not in done]
         if reason is None:
             return
         last = next((e for e in reversed(events) if e["event"] in ("trying", "timing")), NOTHING)
         note = {"event": "broke", "name": last.get("name", "rounds"), "tokens": last["tokens"], "reason": reason}
         outcome.notes.append({"shape": shape.name, **note})
-        outcome.rows = [r for r in outcome.rows if r["shape"] != shape.name or r["tokens"] not in tokens]
+        outcome.rows = [r for r in outcome.rows if r["shape"] != shape.name or r["tokens"] not in job.tokens]
         if last is NOTHING:
-            return
-        if last["event"] == "timing":  # all have run alone; nobody knows which broke in company
-            tokens.remove(last["tokens"])
+            job.tokens = []
+        elif last["event"] == "timing":  # all have run alone; nobody knows which broke in company
+            job.tokens.remove(last["tokens"])
         else:
-            excluded.append(last["name"])
-    for count in tokens:
-        outcome.notes.append({"shape": shape.name, "event": "out of time", "tokens": count})
+            job.excluded.append(last["name"])
 
 
 NOTHING: Event = {"name": "start", "tokens": None}
 """A worker that ended before it tried anything."""
-NOTED = ("absent", "failed", "no graph", "out of time")
+NOTED = ("absent", "failed", "no graph")
 
 
 def _work(
-    shape: Shape, seconds: float, make_command: Command, excluded: Sequence[str], tokens: Sequence[int],
-    silence: float, heard: Callable[[Event], None],
-) -> tuple[list[Event], str | None]:  # fmt: skip
+    job: _Job, seconds: float, make_command: Command, silence: float, heard: Callable[[Event], None]
+) -> tuple[list[Event], str | None]:
     """What one worker said, and how it ended if not well."""
     with tempfile.TemporaryDirectory() as folder:
         path, log = Path(folder) / "events", Path(folder) / "log"
         path.touch()
-        words = make_command(shape, path, seconds, excluded, tokens)
+        words = make_command(job.shape, path, seconds, job.excluded, job.tokens)
         with log.open("w") as output:
             process = subprocess.Popen(words, cwd=ROOT, stdout=output, stderr=output)
         events: list[Event] = []

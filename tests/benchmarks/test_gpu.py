@@ -249,6 +249,35 @@ def test_a_worker_that_breaks_or_hangs_is_replaced(tmp_path) -> None:
     assert len(heard) > len(found.rows)
 
 
+HURRIED = """
+import json, sys
+path, tokens = sys.argv[1], [int(t) for t in sys.argv[2].split(",")]
+with open(path, "a", buffering=1) as stream:
+    for event in ({"event": "absent", "name": "peer", "reason": "no module", "tokens": None},
+                  {"event": "row", "shape": sys.argv[3], "tokens": tokens[0], "name": "good"},
+                  {"event": "finished", "tokens": tokens[0]},
+                  *({"event": "out of time", "tokens": t} for t in tokens[1:])):
+        stream.write(json.dumps(event) + "\\n")
+"""
+
+
+def test_what_there_was_no_time_for_comes_after_all_shapes(tmp_path) -> None:
+    """A worker that measures one number of tokens: the second pass has the second one, and the third is named."""
+    script = tmp_path / "script.py"
+    script.write_text(HURRIED)
+
+    def command(shape, path, seconds, excluded, tokens):
+        return [sys.executable, str(script), str(path), ",".join(map(str, tokens)), shape.name]
+
+    found = measure(SMALL, 60, command, (8, 1, 4), silence=20.0)
+    assert [(r["shape"], r["tokens"]) for r in found.rows] == [("small", 8), ("ragged", 8), ("small", 1), ("ragged", 1)]
+    late = [(n["shape"], n["tokens"]) for n in found.notes if n["event"] == "out of time"]
+    assert late == [("small", 4), ("ragged", 4)]
+    console = Console(width=report.WIDTH, record=True)
+    report.show(console, [], found.notes)
+    assert "peer no module (small, ragged)" in console.export_text()
+
+
 def test_a_worker_that_cannot_start(tmp_path) -> None:
     found = measure(SMALL[:1], 30, lambda *_: [sys.executable, "-c", "raise SystemExit('no torch')"], (8,))
     assert found.rows == [] and "no torch" in found.notes[0]["reason"]
