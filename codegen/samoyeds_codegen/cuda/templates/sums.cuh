@@ -43,25 +43,28 @@ struct Choices {
 
   // What was asked for is found; the next block is asked for.
   DEVICE void go_on(int block) {
-    if constexpr (SETS == 1) return;
+    if constexpr (SETS > 1) {
 #pragma unroll
-    for (int v = 0; v < VECTORS; ++v) found[v] = {asked[v].upper - (code >> 8), asked[v].lower - (code & 0xff)};
-    ask(block + 1);
+      for (int v = 0; v < VECTORS; ++v) found[v] = {asked[v].upper - (code >> 8), asked[v].lower - (code & 0xff)};
+      ask(block + 1);
+    }
   }
 };
 
 DEVICE void telescope(float (&sums)[SETS][TOKENS / 2], const Choice& before, const Choice& now) {
-  if (DIRECT || (SHARED && before.upper == now.upper && before.lower == now.lower)) return;
+  if constexpr (!DIRECT) {
+    if (SHARED && before.upper == now.upper && before.lower == now.lower) return;
 #pragma unroll
-  for (int k = 1; k < SETS; ++k) {
-    const float upper = float((before.upper == k) - (now.upper == k));
-    const float lower = float((before.lower == k) - (now.lower == k));
+    for (int k = 1; k < SETS; ++k) {
+      const float upper = float((before.upper == k) - (now.upper == k));
+      const float lower = float((before.lower == k) - (now.lower == k));
 #pragma unroll
-    for (int i = 0; i < TOKENS / 2; i += 4) {
-      sums[k][i] += upper * sums[0][i];
-      sums[k][i + 1] += upper * sums[0][i + 1];
-      sums[k][i + 2] += lower * sums[0][i + 2];
-      sums[k][i + 3] += lower * sums[0][i + 3];
+      for (int i = 0; i < TOKENS / 2; i += 4) {
+        sums[k][i] += upper * sums[0][i];
+        sums[k][i + 1] += upper * sums[0][i + 1];
+        sums[k][i + 2] += lower * sums[0][i + 2];
+        sums[k][i + 3] += lower * sums[0][i + 3];
+      }
     }
   }
 }

@@ -80,9 +80,10 @@ DEVICE uint32_t send_half(const Ring& ring, uint32_t turn) {
   if constexpr (WEIGHTS_SHARED) {
     send(ring, turn, TOKEN_BYTES + rank() * PIECE_BYTES, PIECE_BYTES);
     return PIECE_BYTES;
+  } else {
+    for (int half = 0; half < 2; ++half) send(ring, turn, half * TOKEN_HALF + rank() * TOKEN_HALF / 2, TOKEN_HALF / 2);
+    return TOKEN_HALF;
   }
-  for (int half = 0; half < 2; ++half) send(ring, turn, half * TOKEN_HALF + rank() * TOKEN_HALF / 2, TOKEN_HALF / 2);
-  return TOKEN_HALF;
 }
 
 // What a copying thread's cp.async wrote for a stage is there: tell those who multiply, in either block.
